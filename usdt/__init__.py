@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+"""USDT probes for Python programs, declared and loaded at run time.
+
+    import usdt
+    from usdt import u64
+
+    shop = usdt.Provider("shop")
+
+    @shop.probe
+    def order_start(id: u64, customer: str) -> None: ...
+
+    shop.load()
+    order_start(42, "ada")
+
+Light on purpose: importing it pulls in no third-party module and starts nothing.
+"""
+
+from __future__ import annotations
+
+from stubgen.argtypes import BY_NAME
+from stubgen.spec import SpecError
+from usdt._probe import Probe
+from usdt.provider import Provider, strict
+from usdt.stubfile import LoadError
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
+if TYPE_CHECKING:
+    # To a type checker a probe's argument takes the Python value it is fired with.
+    i8 = i16 = i32 = i64 = u8 = u16 = u32 = u64 = ptr = int
+    f32 = f64 = float
+else:
+    i8, i16, i32, i64 = (BY_NAME[name] for name in ("i8", "i16", "i32", "i64"))
+    u8, u16, u32, u64 = (BY_NAME[name] for name in ("u8", "u16", "u32", "u64"))
+    f32, f64, ptr = (BY_NAME[name] for name in ("f32", "f64", "ptr"))
+
+__all__ = [
+    "LoadError",
+    "Probe",
+    "Provider",
+    "SpecError",
+    "f32",
+    "f64",
+    "i8",
+    "i16",
+    "i32",
+    "i64",
+    "ptr",
+    "strict",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+]

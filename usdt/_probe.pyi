@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec
+
+from stubgen import spec as stubgen_spec
+from usdt.provider import Provider
+
+P = ParamSpec("P")
+
+class Stub:
+    def __new__(cls, path: str, fd: int = -1) -> Stub: ...
+
+class Probe(Generic[P]):
+    def __new__(
+        cls,
+        provider: Provider,
+        spec: stubgen_spec.Probe,
+        label: str,
+        names: tuple[str, ...],
+        codes: str,
+        defaults: tuple[Any, ...],
+    ) -> Probe[P]: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def fire(self, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def lazy(self, values: Callable[[], tuple[Any, ...]], /) -> None: ...
+    def __bool__(self) -> bool: ...
+    @property
+    def enabled(self) -> bool: ...
+    @property
+    def loaded(self) -> bool: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def provider(self) -> Provider: ...
+    @property
+    def spec(self) -> stubgen_spec.Probe: ...
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[P, None]
+    _strict: bool
+    _forgotten: bool
+    _listener: Callable[[Probe[...], tuple[Any, ...]], None] | None
+    def _attach(self, stub: Stub, function: str, semaphore: str, /) -> None: ...
+    def _detach(self) -> None: ...
+
+def uprobe_syscall() -> int: ...

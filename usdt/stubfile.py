@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""Where stubs live on disk: find or place the one file that every process of a provider maps.
+
+Decides which directories and files may be trusted to be dlopen'd (docs/security.md). Knows
+bytes and paths, not probes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+import stubgen
+from stubgen.arch import MACHINES
+from stubgen.image import file_name
+from usdt import _nop
+from usdt._probe import Stub
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LoadError", "directories", "open_directory", "open_stub"]
+
+
+class LoadError(RuntimeError):
+    """A provider's stub could not be mapped; the message says why and what to run next."""
+
+
+def directories() -> list[str]:
+    """The directories that all processes of a machine or user share, best first.
+
+    The system's comes before a user's own: a stub that root has placed there serves everybody,
+    so that one attach sees all of them.
+    """
+    found = [os.environ.get("USDT_STUB_DIR"), "/run/usdt"]
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        found.append(f"{runtime}/usdt")
+    found.append(f"/tmp/usdt-{os.geteuid()}")
+    return [os.path.abspath(path) for path in found if path]
+
+
+def open_directory(path: str, *, create: bool) -> int:
+    """A file descriptor of a directory whose files may be mapped as code.
+
+    It must be root's or ours, not a symlink, and not writable by anybody else. Raises OSError.
+    """
+    if create:
+        try:
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            pass
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        info = os.fstat(fd)
+        if info.st_uid not in (0, os.geteuid()):
+            raise PermissionError(f"belongs to uid {info.st_uid}")
+        if info.st_mode & 0o022:
+            raise PermissionError("is writable by others (chmod go-w it)")
+        if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
+            raise PermissionError("is on a file system mounted noexec")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_stub(
+    provider: stubgen.Provider, *, built: list[str], nop: str | None = None
+) -> tuple[Stub, str]:
+    """Map the stub of `provider`: the mapping, and the path at which tracers find the file.
+
+    built: directories that may hold stubs made ahead (`usdt-stubgen build`); they are as trusted
+    as the program's own code.  nop: a nop kind to insist on.  Raises LoadError.
+    """
+    machine = os.uname().machine
+    if sys.platform != "linux" or machine not in MACHINES or sys.maxsize < 2**32:
+        raise LoadError(f"no stubs for {sys.platform} on {machine} ({sys.maxsize:#x})")
+    kind = nop or _nop.choose()[0]
+    image = stubgen.build(provider, arch=machine, nop=kind)
+    name = file_name(provider, image)
+    refused = []
+    for path in _built_paths(provider, built, machine, kind, image):
+        try:
+            return Stub(path), path
+        except OSError as error:
+            refused.append(str(error))
+
+    write = os.environ.get("USDT_NO_RUNTIME_STUBS", "") in ("", "0")
+    for directory in directories():
+        # Twice: `usdt clean` may remove a file between our look at it and dlopen's.
+        for _ in range(2):
+            path = f"{directory}/{name}"
+            try:
+                _place(directory, name, image, write=write)
+                return Stub(path), path
+            except OSError as error:
+                reason = error.strerror or str(error)
+            if os.path.exists(path) or reason == os.strerror(errno.ENOENT):
+                break
+        refused.append(reason if directory in reason else f"{directory}: {reason}")
+    if write:
+        try:
+            return _open_memfd(name, image)
+        except OSError as error:
+            refused.append(f"memfd: {error.strerror or error}")
+    else:
+        refused.append("USDT_NO_RUNTIME_STUBS is set: ship stubs made by `usdt-stubgen build`")
+    raise LoadError(
+        f"provider {provider.name!r} has no place for its stub ({'; '.join(refused)}): "
+        "run `usdt doctor`"
+    )
+
+
+def _built_paths(
+    provider: stubgen.Provider, built: list[str], machine: str, kind: str, image: bytes
+) -> Iterator[str]:
+    """Files made ahead that hold a stub of exactly this provider; the wanted nop kind first."""
+    directories = [os.path.abspath(path) for path in built if os.path.isdir(path)]
+    if not directories:
+        return
+    images = [image]
+    images += [
+        stubgen.build(provider, arch=machine, nop=other)
+        for other in MACHINES[machine].nops
+        if other != kind
+    ]
+    for candidate in images:
+        name = file_name(provider, candidate)
+        for directory in directories:
+            path = f"{directory}/{name}"
+            try:
+                with open(path, "rb") as file:
+                    if file.read(len(candidate) + 1) == candidate:
+                        yield path
+            except OSError:
+                continue
+
+
+def _place(directory: str, name: str, image: bytes, *, write: bool) -> None:
+    """See to it that the file is there with exactly these bytes. Raises OSError."""
+    fd = open_directory(directory, create=write)
+    try:
+        if _holds(fd, name, image):
+            return
+        if not write:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        _write(fd, name, image)
+    finally:
+        os.close(fd)
+
+
+def _holds(directory: int, name: str, image: bytes) -> bool:
+    """Whether the file has these bytes, and nobody but root and us can change them."""
+    try:
+        fd = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
+        )
+    except OSError:
+        return False
+    try:
+        info = os.fstat(fd)
+        return (
+            stat.S_ISREG(info.st_mode)
+            and info.st_uid in (0, os.geteuid())
+            and not info.st_mode & 0o022
+            and info.st_size == len(image)
+            and os.read(fd, len(image)) == image
+        )
+    finally:
+        os.close(fd)
+
+
+def _write(directory: int, name: str, image: bytes) -> None:
+    """Write the file whole, then give it its name; processes that race here share one inode."""
+    temporary = f".{name}.{os.urandom(6).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o600, dir_fd=directory)
+    try:
+        try:
+            rest = memoryview(image)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+            os.fchmod(fd, 0o444)  # readable by all, whatever the umask
+        finally:
+            os.close(fd)
+        try:
+            # Unlike rename, link keeps a file that another process has just put there.
+            os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError:
+            if not _holds(directory, name, image):
+                os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+                return
+    except BaseException:
+        os.unlink(temporary, dir_fd=directory)
+        raise
+    os.unlink(temporary, dir_fd=directory)
+
+
+def _open_memfd(name: str, image: bytes) -> tuple[Stub, str]:
+    """A stub in memory: private to this process and its children. Raises OSError."""
+    fd = os.memfd_create(f"usdt:{name}", os.MFD_CLOEXEC)
+    rest = memoryview(image)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+    return Stub(f"/proc/self/fd/{fd}", fd), f"/proc/{os.getpid()}/fd/{fd}"
