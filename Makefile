@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+#
+# Every task of the repository. Targets run in virtual environments under .venv and .venvs that
+# are made on first use; system packages are ./demo's and ./check's business (.ci/setup).
+
+PYTHON ?= python3
+PY := .venv/bin/python
+EXTENSION := usdt/_probe.c
+
+# A virtual environment records the path of the checkout: one that was moved or copied gets new
+# stamps, and with them a new environment.
+HERE := $(shell pwd -P | cksum | cut -d ' ' -f 1)
+TOOLS := .venv/tools-$(HERE)
+DEV := .venv/dev-$(HERE)
+
+# $(call environment,DIRECTORY,PYTHON,EXTRA): pip prints only what goes wrong. An editable
+# install builds the extension in place, once: hence the prerequisite on its source.
+define environment
+	@echo "installing: Python packages of .[$(3)] into $(1)"
+	@test -x $(1)/bin/pip || $(2) -m venv --clear $(1)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(3)]'
+	@touch $@
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types test-minors bench docs wheel clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
+
+demo: $(TOOLS)  ## run a small HTTP service under stock bpftrace
+	@$(PY) docs/examples/shop/run.py
+
+test: lint types test-minors  ## run every check; the last lines are pytest's summary
+	$(PY) -m pytest
+
+lint: $(DEV)  ## check style: ruff, and shellcheck where it is installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	@if command -v shellcheck >/dev/null; \
+	then set -x; shellcheck -x demo check .ci/run .ci/setup .ci/minors; \
+	else echo "shellcheck is not installed: apt-get install shellcheck"; test -z "$$CI"; fi
+
+types: $(DEV)  ## check types: mypy --strict
+	$(PY) -m mypy
+
+test-minors: $(DEV)  ## run the unit tests on every other CPython >= 3.10 of this machine
+	@.ci/minors "$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])')" | \
+	while read -r minor python; do \
+	  echo "CPython $$minor: $$python"; \
+	  $(MAKE) --no-print-directory test-minor MINOR="$$minor" PYTHON="$$python" </dev/null || exit 1; \
+	done
+
+bench: $(DEV)  ## measure, and print the table with the bars of docs/benchmarks.md
+	$(PY) -m benchmarks
+
+docs: $(DEV)  ## write the man pages to build/man and run the blocks of the documents
+	@mkdir -p build/man
+	$(PY) -m pytest tests/docs
+
+wheel: $(DEV)  ## build the sdist, and from it the wheel, into dist/
+	$(PY) -m build
+
+clean:  ## delete everything that was built or installed here
+	rm -rf .venv .venvs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f usdt/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(TOOLS): pyproject.toml $(EXTENSION)
+	$(call environment,.venv,$(PYTHON),tools)
+
+$(DEV): pyproject.toml $(EXTENSION)
+	$(call environment,.venv,$(PYTHON),dev)
+	@touch $(TOOLS)
+
+# One CPython minor; test-minors sets MINOR and PYTHON.
+MINOR_ENV := .venvs/$(MINOR)
+MINOR_STAMP := $(MINOR_ENV)/dev-$(HERE)
+
+.PHONY: test-minor
+test-minor: $(MINOR_STAMP)
+	$(MINOR_ENV)/bin/python -m pytest -q -p no:cacheprovider tests/unit
+
+$(MINOR_STAMP): pyproject.toml $(EXTENSION)
+	$(call environment,$(MINOR_ENV),$(PYTHON),dev)
