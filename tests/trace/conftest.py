@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: MIT
+"""A traced service and a real tracer for the tests here: start, wait until attached, end.
+
+Knows processes, pipes and semaphores; what is declared, fired and expected is each test's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Seconds that anything here may take before it is a failure. Two tests of bpftrace at once on
+#: a small machine spend most of it compiling.
+PATIENCE = 30.0
+
+_STUB_NAME = re.compile(r"-[0-9a-f]{16}\.so( \(deleted\))?$")
+
+# What every service starts with. `started()` and `done()` are for the harness; `wait()` is
+# where the service stands until the test says `go()`.
+PRELUDE = """\
+import sys
+def started(): print("STARTED!", flush=True)
+def done(): print("DONE!", flush=True)
+def wait(): return bool(sys.stdin.readline())
+"""
+
+
+def wait_until(condition: Callable[[], object], what: str, *, seconds: float = PATIENCE) -> None:
+    """Poll `condition` until it is true; AssertionError naming `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.02)
+
+
+class _Child:
+    """A child process whose output is collected by threads, so that no pipe ever fills."""
+
+    def __init__(self, argv: list[str], *, env: dict[str, str], user: int | None = None) -> None:
+        self.process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
+        self.pid = self.process.pid
+        self._out: list[bytes] = []
+        self._err: list[bytes] = []
+        self._threads = [
+            threading.Thread(target=self._collect, args=pair, daemon=True)
+            for pair in ((self.process.stdout, self._out), (self.process.stderr, self._err))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _collect(self, stream: object, into: list[bytes]) -> None:
+        into.extend(iter(stream.readline, b""))  # type: ignore[attr-defined]
+
+    @property
+    def output(self) -> bytes:
+        """What it has written to stdout so far."""
+        return b"".join(self._out)
+
+    @property
+    def text(self) -> str:
+        """`output` as text; what is not UTF-8 is shown as \\xNN."""
+        return self.output.decode("utf-8", "backslashreplace")
+
+    @property
+    def errors(self) -> str:
+        """What it has written to stderr so far."""
+        return b"".join(self._err).decode("utf-8", "backslashreplace")
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def wait(self, *, seconds: float = PATIENCE) -> int:
+        """Its exit status, once it has ended and all of its output is collected."""
+        status = self.process.wait(seconds)
+        for thread in self._threads:
+            thread.join(seconds)
+        return status
+
+    def kill(self) -> None:
+        if self.running():
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            for thread in self._threads:
+                thread.join(1)
+            with suppress(BrokenPipeError):
+                stream.close()  # type: ignore[union-attr]
+
+
+class Service(_Child):
+    """A Python process that runs `PRELUDE` and then a test's source."""
+
+    def started(self) -> Service:
+        """Return once it said STARTED!"""
+        self._sentinel(b"STARTED!")
+        return self
+
+    def go(self) -> None:
+        """Let its `wait()` return True, once."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def done(self) -> Service:
+        """Return once it said DONE!"""
+        self._sentinel(b"DONE!")
+        return self
+
+    def _sentinel(self, word: bytes) -> None:
+        wait_until(lambda: word in self.output or not self.running(), f"{word!r} of a service")
+        if word not in self.output:
+            self.wait()
+            raise AssertionError(f"the service ended without {word!r}:\n{self.errors}")
+
+    def semaphores(self) -> dict[str, list[int]]:
+        """Stub path as in its maps -> the semaphores' values, read from its memory."""
+        return read_semaphores(self.pid)
+
+    def listening(self) -> int:
+        """How many of its probes have a listener."""
+        return sum(value != 0 for values in self.semaphores().values() for value in values)
+
+
+class Bpftrace(_Child):
+    """A running bpftrace; `text` is what it printed."""
+
+    def stop(self) -> str:
+        """End it as Ctrl-C does, maps printed; returns `text`."""
+        if self.running():
+            self.process.terminate()
+        self.wait()
+        return self.text
+
+
+def read_semaphores(pid: int) -> dict[str, list[int]]:
+    """Stub path as in /proc/PID/maps -> the u16 values of its `.probes` section."""
+    found: dict[str, list[int]] = {}
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    bases: dict[str, tuple[int, str]] = {}
+    for line in maps.splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and _STUB_NAME.search(fields[5]) and int(fields[2], 16) == 0:
+            bases.setdefault(fields[5], (int(fields[0].split("-")[0], 16), fields[0]))
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for path, (base, area) in bases.items():
+            section = _stub_probes(Path(f"/proc/{pid}/map_files/{area}"))
+            if section is not None:
+                address, size = section
+                memory.seek(base + address)
+                found[path] = list(struct.unpack(f"<{size // 2}H", memory.read(size)))
+    return found
+
+
+def _stub_probes(path: Path) -> tuple[int, int] | None:
+    """Address and size of `.probes` in one of our stubs; None for every other file."""
+    image = path.read_bytes()
+    if b"\0usdt 1\0" not in image:
+        return None
+    shoff = struct.unpack_from("<Q", image, 40)[0]
+    shnum, shstrndx = struct.unpack_from("<HH", image, 60)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", image, shoff + 64 * i) for i in range(shnum)]
+    names = headers[shstrndx][4]
+    for name, _, _, address, _, size, *_ in headers:
+        if image[names + name :].startswith(b".probes\0"):
+            return address, size
+    return None
+
+
+def _missing() -> str:
+    """Why nothing can be traced here, or ''."""
+    if os.geteuid() != 0:
+        return "not root"
+    if shutil.which("bpftrace") is None:
+        return "no bpftrace (apt-get install bpftrace)"
+    return ""
+
+
+@pytest.fixture
+def tracer() -> None:
+    """Skip the test where nothing can be traced; fail it where CI says that it must be."""
+    reason = _missing()
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(f"CI=true, but {reason}")
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> Iterator[Path]:
+    """A stub directory of this test alone, which any user may read."""
+    # Not below tmp_path: pytest makes its parents 0700, and services may run as somebody else.
+    path = Path(f"/tmp/usdt-test-{os.getpid()}-{tmp_path.name}")
+    path.mkdir(mode=0o755)
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+StartService = Callable[..., Service]
+
+
+@pytest.fixture
+def service(stubs: Path) -> Iterator[StartService]:
+    """service(source, *, env={}, user=None) -> a Service that said STARTED!
+
+    It finds the packages of this checkout and keeps its stubs in `stubs`; it is killed, if it
+    still runs, when the test ends.
+    """
+    with ExitStack() as stack:
+
+        def start(
+            source: str,
+            *,
+            env: dict[str, str] | None = None,
+            user: int | None = None,
+            python: str = sys.executable,
+        ) -> Service:
+            full = environment() | {"USDT_STUB_DIR": str(stubs)} | (env or {})
+            child = Service([python, "-c", PRELUDE + source], env=full, user=user)
+            stack.callback(child.kill)
+            return child.started()
+
+        yield start
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with this checkout first on the path of imports."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return dict(os.environ) | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+StartBpftrace = Callable[..., Bpftrace]
+
+
+@pytest.fixture
+def bpftrace(tracer: None) -> Iterator[StartBpftrace]:
+    """bpftrace(script, *args, attached=lambda: ..., seconds=20) -> a Bpftrace that is attached.
+
+    attached: a condition that is true once it is, such as `lambda: svc.listening() == 2`; the
+    default waits until bpftrace says how many probes it attaches, which is a little before
+    they are. The script is made to end itself after `seconds`; `stop()` ends it before.
+    """
+    with ExitStack() as stack:
+
+        def start(
+            script: str,
+            *args: str,
+            attached: Callable[[], object] | None = None,
+            seconds: int = 20,
+            env: dict[str, str] | None = None,
+        ) -> Bpftrace:
+            whole = f"{script}\ninterval:s:{seconds} {{ exit(); }}\n"
+            full = dict(os.environ) | {"BPFTRACE_STRLEN": "200"} | (env or {})
+            child = Bpftrace(["bpftrace", *args, "-e", whole], env=full)
+            stack.callback(child.kill)
+            said = attached or (lambda: "Attaching" in child.text)
+            wait_until(lambda: said() or not child.running(), f"bpftrace to attach {script}")
+            if not child.running():
+                child.wait()
+                raise AssertionError(f"bpftrace ended:\n{child.errors}{child.text}")
+            return child
+
+        yield start
