@@ -22,7 +22,8 @@ PF_X, PF_W, PF_R = 1, 2, 4
 EHDR = Struct("<16sHHIQQQIHHHHHH")
 # p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
 PHDR = Struct("<IIQQQQQQ")
-# sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, sh_link, sh_info, sh_addralign, sh_entsize
+# sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, sh_link, sh_info, sh_addralign,
+# sh_entsize
 SHDR = Struct("<IIQQQQIIQQ")
 # st_name, st_info, st_other, st_shndx, st_value, st_size
 SYM = Struct("<IBBHQQ")

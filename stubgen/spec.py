@@ -56,17 +56,10 @@ class Arg:
 
     def __init__(self, name: str, type: ArgType | str) -> None:
         self.name = _check_name("argument", name)
-        if isinstance(type, str):
-            if type not in BY_NAME:
-                raise SpecError(
-                    f"argument {name!r} has unknown type {type!r}: use one of {', '.join(BY_NAME)}"
-                )
-            type = BY_NAME[type]
-        elif not isinstance(type, ArgType):
-            raise SpecError(
-                f"argument {name!r} has type {type!r}: use one of {', '.join(BY_NAME)}"
-            )
-        self.type = type
+        row = BY_NAME.get(type) if isinstance(type, str) else type
+        if not isinstance(row, ArgType):
+            raise SpecError(f"argument {name!r} has type {type!r}: use one of {', '.join(BY_NAME)}")
+        self.type = row
 
     def __str__(self) -> str:
         return f"{self.type.name} {self.name}"

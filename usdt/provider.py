@@ -11,7 +11,7 @@ import os
 import sys
 from weakref import WeakSet
 
-from stubgen import spec
+import stubgen
 from stubgen.argtypes import BY_ANNOTATION, BY_NAME, ArgType
 from stubgen.spec import SpecError
 from stubgen.stapsdt import function_symbol, semaphore_symbol
@@ -21,7 +21,6 @@ from usdt.stubfile import LoadError, open_stub
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FunctionType
     from typing import Any, ParamSpec
 
     from usdt._probe import Stub
@@ -76,7 +75,7 @@ class Provider:
     def __init__(
         self, name: str, *, stubs: str | os.PathLike[str] | None = None, nop: str | None = None
     ) -> None:
-        self._description = spec.Provider(name)
+        self._description = stubgen.Provider(name)
         self._nop = nop
         self._probes: dict[str, Probe[...]] = {}
         self._stubs: list[tuple[Stub, str]] = []
@@ -91,10 +90,10 @@ class Provider:
         return self._description.name
 
     @property
-    def spec(self) -> spec.Provider:
+    def spec(self) -> stubgen.Provider:
         """The description of all probes declared so far, as `stubgen` takes it."""
         probes = tuple(probe.spec for probe in self._probes.values())
-        return spec.Provider(self.name, probes)
+        return stubgen.Provider(self.name, probes)
 
     @property
     def probes(self) -> tuple[Probe[...], ...]:
@@ -135,25 +134,30 @@ class Provider:
                 "keyword-only ones"
             )
         names = code.co_varnames[: code.co_argcount]
-        args = tuple(spec.Arg(arg, _annotated_type(function, arg)) for arg in names)
-        probe = self._declare(spec.Probe(name, args), defaults=function.__defaults__ or ())
+        args = tuple(stubgen.Arg(arg, _annotated_type(function, arg)) for arg in names)
+        probe: Any = self._declare(stubgen.Probe(name, args), defaults=function.__defaults__ or ())
         probe.__name__ = name
         probe.__qualname__ = function.__qualname__
         probe.__module__ = function.__module__
         probe.__doc__ = function.__doc__
         probe.__wrapped__ = function
-        return probe
+        declared: Probe[P] = probe
+        return declared
 
     def add_probe(self, name: str, /, **args: ArgType | type | str) -> Probe[...]:
         """Declare a probe step by step: `add_probe("refund", id=u64, reason=str)`.
 
         Raises SpecError.
         """
-        typed = tuple(spec.Arg(arg, _argtype(arg, given)) for arg, given in args.items())
-        return self._declare(spec.Probe(name, typed))
+        typed = tuple(stubgen.Arg(arg, _argtype(arg, given)) for arg, given in args.items())
+        return self._declare(stubgen.Probe(name, typed))
 
     def _declare(
-        self, description: spec.Probe, *, codes: str | None = None, defaults: tuple[Any, ...] = ()
+        self,
+        description: stubgen.Probe,
+        *,
+        codes: str | None = None,
+        defaults: tuple[Any, ...] = (),
     ) -> Probe[...]:
         name = description.name
         if name in self._probes:
@@ -184,7 +188,7 @@ class Provider:
         pending = [probe for probe in self._probes.values() if not probe.loaded]
         if not pending:
             return True
-        description = spec.Provider(self.name, tuple(probe.spec for probe in pending))
+        description = stubgen.Provider(self.name, tuple(probe.spec for probe in pending))
         search = os.environ.get("USDT_STUB_PATH", "")
         built = self._built + [path for path in search.split(os.pathsep) if path]
         try:
