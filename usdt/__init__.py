@@ -19,7 +19,14 @@ from __future__ import annotations
 
 from stubgen.argtypes import BY_NAME
 from stubgen.spec import SpecError
-from usdt._probe import Probe
+
+try:
+    from usdt._probe import Probe
+except ImportError as error:
+    raise ImportError(
+        f"usdt._probe is not built for this Python ({error}): run `pip install usdt-toolkit`, "
+        "or `pip install -e .` in a checkout"
+    ) from None
 from usdt.provider import Provider, strict
 from usdt.stubfile import LoadError
 

@@ -12,6 +12,7 @@ import sys
 from weakref import WeakSet
 
 import stubgen
+from stubgen.arch import MACHINES
 from stubgen.argtypes import BY_ANNOTATION, BY_NAME, ArgType
 from stubgen.spec import SpecError
 from stubgen.stapsdt import function_symbol, semaphore_symbol
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Provider", "strict"]
 
-_CO_VARARGS, _CO_VARKEYWORDS = 0x04, 0x08  # code.h; `inspect` costs a service 12 ms
+# Include/cpython/code.h; `inspect` would cost a service 12 ms.
+_CO_VARARGS, _CO_VARKEYWORDS = 0x04, 0x08
+_CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200
 
 _providers: WeakSet[Provider] = WeakSet()
 _strict = False
@@ -75,6 +78,9 @@ class Provider:
     def __init__(
         self, name: str, *, stubs: str | os.PathLike[str] | None = None, nop: str | None = None
     ) -> None:
+        kinds = sorted({kind for machine in MACHINES.values() for kind in machine.nops})
+        if nop is not None and nop not in kinds:
+            raise SpecError(f"no nop kind {nop!r}: use one of {', '.join(kinds)}")
         self._description = stubgen.Provider(name)
         self._nop = nop
         self._probes: dict[str, Probe[...]] = {}
@@ -133,6 +139,8 @@ class Provider:
                 f"probe {name!r} takes a fixed list of arguments: no *args, **kwargs or "
                 "keyword-only ones"
             )
+        if code.co_flags & (_CO_GENERATOR | _CO_COROUTINE | _CO_ASYNC_GENERATOR):
+            raise SpecError(f"probe {name!r} is declared by a plain `def`: its body never runs")
         names = code.co_varnames[: code.co_argcount]
         args = tuple(stubgen.Arg(arg, _annotated_type(function, arg)) for arg in names)
         probe: Any = self._declare(stubgen.Probe(name, args), defaults=function.__defaults__ or ())

@@ -80,6 +80,8 @@ def open_stub(
     if sys.platform != "linux" or machine not in MACHINES or sys.maxsize < 2**32:
         raise LoadError(f"no stubs for {sys.platform} on {machine} ({sys.maxsize:#x})")
     kind = nop or _nop.choose()[0]
+    if kind not in MACHINES[machine].nops:
+        raise LoadError(f"no nop kind {kind!r} on {machine}: leave `nop` out of the Provider")
     image = stubgen.build(provider, arch=machine, nop=kind)
     name = file_name(provider, image)
     refused = []
