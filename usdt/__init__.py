@@ -32,9 +32,20 @@ from usdt.stubfile import LoadError
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
-    # To a type checker a probe's argument takes the Python value it is fired with.
-    i8 = i16 = i32 = i64 = u8 = u16 = u32 = u64 = ptr = int
-    f32 = f64 = float
+    # To a type checker an argument takes the Python value it is fired with.
+    from typing import TypeAlias
+
+    i8: TypeAlias = int
+    i16: TypeAlias = int
+    i32: TypeAlias = int
+    i64: TypeAlias = int
+    u8: TypeAlias = int
+    u16: TypeAlias = int
+    u32: TypeAlias = int
+    u64: TypeAlias = int
+    ptr: TypeAlias = int
+    f32: TypeAlias = float
+    f64: TypeAlias = float
 else:
     i8, i16, i32, i64 = (BY_NAME[name] for name in ("i8", "i16", "i32", "i64"))
     u8, u16, u32, u64 = (BY_NAME[name] for name in ("u8", "u16", "u32", "u64"))
