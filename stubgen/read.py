@@ -27,7 +27,9 @@ from stubgen.spec import Arg
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Elf", "FoundProbe", "Mapped", "ReadError", "read_elf", "read_path", "read_pid"]
+__all__ = [
+    "DeniedError", "Elf", "FoundProbe", "Mapped", "ReadError", "read_elf", "read_path", "read_pid",
+]  # fmt: skip
 
 # What a file may make us read and keep: real programs have a few hundred KiB of notes.
 _MAX_BYTES = 16 << 20
@@ -41,6 +43,10 @@ _PF_X = 1
 
 class ReadError(ValueError):
     """A file or a process that cannot be read; one line, with the next command."""
+
+
+class DeniedError(ReadError):
+    """... for lack of privilege."""
 
 
 class _Source:
@@ -75,7 +81,9 @@ def read_path(path: str | os.PathLike[str], *, functions: bool = False) -> Elf:
     """
     name = os.fspath(path)
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        # Asked before and after: opening a device may do things, and a FIFO waits for its writer.
+        if not stat.S_ISREG(os.stat(name).st_mode):
+            raise ReadError(f"{name}: not a regular file: name an ELF file")
         with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ReadError(f"{name}: not a regular file: name an ELF file")
@@ -83,7 +91,7 @@ def read_path(path: str | os.PathLike[str], *, functions: bool = False) -> Elf:
     except FileNotFoundError:
         raise ReadError(f"{name}: no such file: see what is there: ls -l {name}") from None
     except PermissionError:
-        raise ReadError(f"{name}: permission denied: run again with sudo") from None
+        raise DeniedError(f"{name}: permission denied: run again with sudo") from None
     except ReadError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -282,10 +290,10 @@ def read_pid(pid: int, cache: dict[tuple[str, str], Elf | None] | None = None) -
     seen = set()
     try:
         with open(f"{proc}/maps", "rb") as maps:
-            lines = os.fsdecode(maps.read()).splitlines()
+            lines = os.fsdecode(maps.read()).split("\n")[:-1]
         memory = os.open(f"{proc}/mem", os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:
-        raise ReadError(
+        raise DeniedError(
             f"may not look into process {pid}: run again as its user, or with sudo"
         ) from None
     except (FileNotFoundError, ProcessLookupError):
@@ -301,9 +309,7 @@ def read_pid(pid: int, cache: dict[tuple[str, str], Elf | None] | None = None) -
             seen.add(key)
             path, deleted = rest[0].replace("\\012", "\n"), rest[0].endswith(" (deleted)")
             path = path.removesuffix(" (deleted)") if deleted else path
-            reach = f"{proc}/map_files/{span}"  # also for memfds and files that were deleted
-            if not os.access(reach, os.R_OK):
-                reach = f"{proc}/root{path}"
+            reach = _reach(pid, path, span)
             if key not in cache:
                 try:
                     cache[key] = read_path(reach)
@@ -317,6 +323,21 @@ def read_pid(pid: int, cache: dict[tuple[str, str], Elf | None] | None = None) -
             mapped.append(
                 Mapped(path, reach, deleted, bias, replace(elf, path=path), _values(mem, elf, bias))
             )
+    return mapped
+
+
+def _reach(pid: int, path: str, span: str) -> str:
+    """The plainest path that leads from here to the file mapped at `span`."""
+    mapped = f"/proc/{pid}/map_files/{span}"  # memfds and deleted files have no other
+    inside = f"/proc/{pid}/root{path}"
+    try:
+        file = os.stat(mapped)
+    except OSError:  # needs CAP_CHECKPOINT_RESTORE
+        return inside
+    for candidate in (path, inside):
+        with suppress(OSError, ValueError):
+            if os.path.samestat(os.stat(candidate), file):
+                return candidate
     return mapped
 
 
