@@ -6,6 +6,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 EXTENSION := usdt/_probe.c
+SHOP := docs/examples/shop
 
 # A virtual environment records the path of the checkout: one that was moved or copied gets new
 # stamps, and with them a new environment.
@@ -22,6 +23,12 @@ define environment
 	@touch $@
 endef
 
+# $(call manpage,COMMAND,MODULE): the module's parser() as build/man/COMMAND.1.
+define manpage
+	.venv/bin/argparse-manpage --module $(2) --function parser --prog $(1) \
+	  --project-name usdt-toolkit --output build/man/$(1).1
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types test-minors bench docs wheel clean
 
@@ -29,7 +36,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
 
 demo: $(TOOLS)  ## run a small HTTP service under stock bpftrace
-	@$(PY) docs/examples/shop/run.py
+	@$(PY) $(SHOP)/run.py
 
 test: lint types test-minors  ## run every check; the last lines are pytest's summary
 	$(PY) -m pytest
@@ -43,6 +50,7 @@ lint: $(DEV)  ## check style: ruff, and shellcheck where it is installed
 
 types: $(DEV)  ## check types: mypy --strict
 	$(PY) -m mypy
+	MYPYPATH=$(SHOP) $(PY) -m mypy --strict $(SHOP)
 
 test-minors: $(DEV)  ## run the unit tests on every other CPython >= 3.10 of this machine
 	@.ci/minors "$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])')" | \
@@ -51,11 +59,13 @@ test-minors: $(DEV)  ## run the unit tests on every other CPython >= 3.10 of thi
 	  $(MAKE) --no-print-directory test-minor MINOR="$$minor" PYTHON="$$python" </dev/null || exit 1; \
 	done
 
-bench: $(DEV)  ## measure, and print the table with the bars of docs/benchmarks.md
-	$(PY) -m benchmarks
+bench: $(DEV)  ## measure, and print the table of docs/performance.md
+	$(PY) benchmarks/run.py
 
-docs: $(DEV)  ## write the man pages to build/man and run the blocks of the documents
+docs: $(DEV)  ## write the man pages to build/man, run the documents' examples
 	@mkdir -p build/man
+	$(call manpage,usdt,usdt.cli)
+	$(call manpage,usdt-stubgen,stubgen.cli)
 	$(PY) -m pytest tests/docs
 
 wheel: $(DEV)  ## build the sdist, and from it the wheel, into dist/
