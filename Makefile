@@ -14,12 +14,12 @@ HERE := $(shell pwd -P | cksum | cut -d ' ' -f 1)
 TOOLS := .venv/tools-$(HERE)
 DEV := .venv/dev-$(HERE)
 
-# $(call environment,DIRECTORY,PYTHON,EXTRA): pip prints only what goes wrong. An editable
+# $(call environment,DIRECTORY,PYTHON,EXTRA): pip prints errors only. An editable
 # install builds the extension in place, once: hence the prerequisite on its source.
 define environment
 	@echo "installing: Python packages of .[$(3)] into $(1)"
 	@test -x $(1)/bin/pip || $(2) -m venv --clear $(1)
-	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(3)]'
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -e '.[$(3)]'
 	@touch $@
 endef
 
