@@ -20,6 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from stubgen.read import read_pid
+from usdt import _nop
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Seconds that anything here may take before it is a failure. Two tests of bpftrace at once on
@@ -186,6 +189,23 @@ def _stub_probes(path: Path) -> tuple[int, int] | None:
         if image[names + name :].startswith(b".probes\0"):
             return address, size
     return None
+
+
+def sites(pid: int, provider: str) -> set[int]:
+    """The first byte of what stands at the sites of a provider now, in the process's memory."""
+    found = set()
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for mapped in read_pid(pid):
+            for probe in mapped.elf.probes:
+                if probe.provider == provider:
+                    memory.seek(mapped.bias + probe.site)
+                    found.add(memory.read(1)[0])
+    return found
+
+
+def patched(nop: str) -> int:
+    """The first byte of a site that is traced: a trap, or a call where the kernel optimizes."""
+    return 0xE8 if nop == "nop5" and _nop.choose()[0] == "nop5" else 0xCC
 
 
 def _missing() -> str:
