@@ -154,8 +154,12 @@ static void
 touch(const char *data, Py_ssize_t size)
 {
     const Py_ssize_t page = 4096, most = 64 * 1024;
-    for (Py_ssize_t at = 0; at < size && at < most; at += page)
+    if (size > most)
+        size = most;
+    for (Py_ssize_t at = 0; at < size; at += page)
         (void)*(const volatile char *)(data + at);
+    if (size > 0)  /* the steps may end short of the last page */
+        (void)*(const volatile char *)(data + size - 1);
 }
 
 static int
@@ -648,7 +652,10 @@ probe_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                                      &label, &PyTuple_Type, &names, &codes, &count, &PyTuple_Type,
                                      &defaults))
         return NULL;
-    if (count > MAX_WORDS || count != PyTuple_GET_SIZE(names) ||
+    Py_ssize_t words = count;
+    for (Py_ssize_t i = 0; i < count; i++)
+        words += codes[i] == 'y';
+    if (words > MAX_WORDS || count != PyTuple_GET_SIZE(names) ||
         PyTuple_GET_SIZE(defaults) > count || strspn(codes, "bBhHiIqQfd?syPw") != (size_t)count) {
         PyErr_SetString(PyExc_ValueError, "names, codes and defaults do not describe a probe");
         return NULL;
