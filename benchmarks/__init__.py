@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What the probes cost, measured: `make bench`. docs/performance.md explains the rows."""
