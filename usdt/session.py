@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""One run of bpftrace under `usdt trace`, from its start to the last line.
+
+Knows signals, time and descriptors: what ends a trace, and that nothing is left behind. Must not
+know what is traced, nor how it is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+from usdt import bpftrace
+from usdt._command import CANNOT, FAILED, CommandError, printable
+from usdt.bpftrace import Bpftrace, Watch
+from usdt.events import Assembler, Begin, Event, Lost, Table
+from usdt.report import Report
+from usdt.script import Target
+
+__all__ = ["Session"]
+
+#: Seconds that attaching may take before it is taken for done, and that ending may take.
+_ATTACH, _END = 10.0, 5.0
+
+
+class Session:
+    """pid: the one process that is traced, whose end ends the trace; duration: seconds."""
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        watches: Sequence[Watch],
+        report: Report,
+        *,
+        pid: int | None,
+        duration: float | None,
+    ) -> None:
+        self._watches = watches
+        self._report = report
+        self._pid = pid
+        self._duration = duration
+        self._assembler = Assembler(targets)
+        self._errors = b""
+        self._rest = b""
+        self._deadline = 0.0
+        self._tracer_pid = 0
+        self._began = False
+        self._attached = False
+        self._ending = False
+
+    def run(self, program: str, script: str) -> None:
+        """Until Ctrl-C, SIGTERM or another end. Raises CommandError."""
+        tracer = Bpftrace(program, script)
+        self._tracer_pid = tracer.pid
+        status = -1
+        try:
+            with self._signals(tracer), ExitStack() as stack:
+                self._loop(tracer, stack)
+        except BrokenPipeError:
+            # Whoever read us is gone: nothing is left to say, and nobody to say it to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            tracer.kill()
+            return
+        finally:
+            status = tracer.close()
+        if not self._attached and not self._ending:
+            self._failed(status)
+        self._report.finish(incomplete=self._assembler.incomplete)
+
+    @contextmanager
+    def _signals(self, tracer: Bpftrace) -> Iterator[None]:
+        def end(signum: int, frame: object) -> None:
+            self._end(tracer)
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _end(self, tracer: Bpftrace) -> None:
+        if not self._ending:
+            self._ending = True
+            self._deadline = time.monotonic() + _END
+            tracer.end()
+
+    def _loop(self, tracer: Bpftrace, stack: ExitStack) -> None:
+        poller = select.poll()
+        poller.register(tracer.stdout, select.POLLIN)
+        poller.register(tracer.stderr, select.POLLIN)
+        with suppress(OSError, ValueError):  # closed, or no descriptor at all
+            poller.register(sys.stdout.fileno(), 0)  # an error tells that its reader is gone
+        process = -1
+        if self._pid is not None:
+            with suppress(OSError):
+                process = os.pidfd_open(self._pid)
+                stack.callback(os.close, process)
+                poller.register(process, select.POLLIN)
+        self._deadline = time.monotonic() + _ATTACH
+        open_ = {tracer.stdout, tracer.stderr}
+        while open_:
+            for fd, _ in poller.poll(self._wait()):
+                if fd in open_:
+                    data = os.read(fd, 1 << 20)
+                    if not data:
+                        poller.unregister(fd)
+                        open_.discard(fd)
+                    elif fd == tracer.stdout:
+                        self._read(data)
+                    else:
+                        self._errors = (self._errors + data)[-65536:]
+                elif fd == process:
+                    poller.unregister(fd)
+                    self._end(tracer)
+                else:
+                    raise BrokenPipeError
+            self._progress(tracer)
+
+    def _wait(self) -> float | None:
+        """Milliseconds until something is due."""
+        if not self._attached and not self._ending:
+            return 10
+        if self._ending or self._duration is not None:
+            return max(0.0, self._deadline - time.monotonic()) * 1000 + 1
+        return None
+
+    def _progress(self, tracer: Bpftrace) -> None:
+        now = time.monotonic()
+        if self._ending:
+            if now > self._deadline:
+                tracer.kill()
+        elif not self._attached:
+            if self._began and (all(w.attached() for w in self._watches) or now > self._deadline):
+                self._attached = True
+                for watch in self._watches:
+                    watch.close()
+                self._report.start()
+                self._deadline = now + (self._duration or 0)
+        elif self._duration is not None and now > self._deadline:
+            self._end(tracer)
+
+    def _read(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._one(line)
+        self._report.flush()
+
+    def _one(self, line: bytes) -> None:
+        try:
+            value = self._assembler.feed(line)
+        except (ValueError, KeyError, IndexError, TypeError, AssertionError):
+            value = Lost(1)  # a line that bpftrace did not finish
+        match value:
+            case Event():
+                self._report.event(value)
+            case Table():
+                self._report.table(value)
+            case Lost():
+                self._report.lost(value)
+            case Begin():
+                self._begin(value)
+
+    def _begin(self, value: Begin) -> None:
+        self._began = True
+        if value.pid == self._tracer_pid:
+            return
+        # Older versions see the pids of the machine, whatever the container.
+        if self._pid is not None:
+            raise CommandError(
+                "bpftrace sees other pids than this container: run again on the host, or without "
+                "-p",
+                CANNOT,
+            )
+        self._report.note("the pids are those of the host")
+
+    def _failed(self, status: int) -> None:
+        """bpftrace ended before it had attached."""
+        said = bpftrace.complaints(self._errors)
+        reason = printable(said[0]) if said else f"it ended with status {status}"
+        denied = any("ermission" in line or "not permitted" in line for line in said)
+        raise CommandError(
+            f"bpftrace could not attach: {reason}: see what is missing: usdt doctor",
+            CANNOT if denied else FAILED,
+        )
