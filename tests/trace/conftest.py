@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 #: a small machine spend most of it compiling.
 PATIENCE = 30.0
 
+# Numbers of epoll_wait(2) and epoll_pwait(2) on x86-64, and of the latter on aarch64.
+_EPOLL_WAIT = {"232", "281", "22"}
+
 _STUB_NAME = re.compile(r"-[0-9a-f]{16}\.so( \(deleted\))?$")
 
 # What every service starts with. `started()` and `done()` are for the harness; `wait()` is
@@ -148,6 +151,15 @@ class Service(_Child):
 
 class Bpftrace(_Child):
     """A running bpftrace; `text` is what it printed."""
+
+    def polling(self) -> bool:
+        """Whether it waits for events: every probe is attached, each with its program.
+
+        N.B. A semaphore rises a little before its site is patched and the program is there.
+        """
+        with suppress(OSError):
+            return Path(f"/proc/{self.pid}/syscall").read_text().split()[0] in _EPOLL_WAIT
+        return False
 
     def stop(self) -> str:
         """End it as Ctrl-C does, maps printed; returns `text`."""
@@ -278,9 +290,9 @@ StartBpftrace = Callable[..., Bpftrace]
 def bpftrace(tracer: None) -> Iterator[StartBpftrace]:
     """bpftrace(script, *args, attached=lambda: ..., seconds=20) -> a Bpftrace that is attached.
 
-    attached: a condition that is true once it is, such as `lambda: svc.listening() == 2`; the
-    default waits until bpftrace says how many probes it attaches, which is a little before
-    they are. The script is made to end itself after `seconds`; `stop()` ends it before.
+    attached: what must be true besides, such as `lambda: svc.listening() == 2`, to be sure that
+    it found all of the probes. The script is made to end itself after `seconds`; `stop()` ends
+    it before.
     """
     with ExitStack() as stack:
 
@@ -295,8 +307,11 @@ def bpftrace(tracer: None) -> Iterator[StartBpftrace]:
             full = dict(os.environ) | {"BPFTRACE_STRLEN": "200"} | (env or {})
             child = Bpftrace(["bpftrace", *args, "-e", whole], env=full)
             stack.callback(child.kill)
-            said = attached or (lambda: "Attaching" in child.text)
-            wait_until(lambda: said() or not child.running(), f"bpftrace to attach {script}")
+            also = attached or (lambda: "Attaching" in child.text)
+            wait_until(
+                lambda: not child.running() or (also() and child.polling()),
+                f"bpftrace to attach {script}",
+            )
             if not child.running():
                 child.wait()
                 raise AssertionError(f"bpftrace ended:\n{child.errors}{child.text}")
