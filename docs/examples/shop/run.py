@@ -88,6 +88,8 @@ class Tracer:
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="backslashreplace",
+            # Ctrl-C is for us to hand on; and sudo ignores signals from its own process group.
+            preexec_fn=os.setpgrp,
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -107,8 +109,8 @@ class Tracer:
         """End it as Ctrl-C does, and wait for its last line."""
         if not self.ended():
             if self._as_root:  # sudo is root's process: only root may signal it, it hands it on
-                kill = [*self._as_root, "kill", "-TERM", str(self._process.pid)]
-                subprocess.run(kill, check=False)
+                kill = f"kill -TERM {self._process.pid}"  # the shell's: procps may be missing
+                subprocess.run([*self._as_root, "sh", "-c", kill], check=False)
             else:
                 self._process.terminate()
         try:
@@ -227,7 +229,13 @@ def watch() -> bool:
         argv = ["bpftrace", "-e", f"{script} interval:s:{round(PATIENCE)} {{ exit(); }}"]
         with attached(argv, as_root=as_root, port=port, names={"request_done"}) as tracer:
             sent = drive(port, requests=MANY)
-        return agree("requests", histogram_counts(tracer.lines), sent) and same
+        same = agree("requests", histogram_counts(tracer.lines), sent) and same
+
+    service = shlex.join([os.path.relpath(sys.executable), os.path.relpath(HERE / "service.py")])
+    trace = shlex.join([*as_root, os.path.relpath(USDT), "trace", "shop:*"])
+    print("\nTo watch it yourself, run this, and the next line in another terminal:")
+    print(f"  {service}\n  {trace}")
+    return same
 
 
 def capture() -> bool:
