@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forced import RECORDER, Recorder
 
 import usdt
-from forced import RECORDER, Recorder
 
 ROOT = Path(__file__).resolve().parents[2]
 
