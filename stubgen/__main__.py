@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""`python -m stubgen` is the `usdt-stubgen` command."""
+
+from stubgen.cli import main
+
+raise SystemExit(main())
