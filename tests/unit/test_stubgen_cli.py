@@ -213,9 +213,10 @@ def test_a_full_disk_leaves_nothing_half_written(project, monkeypatch):
             self.file.write(data[:100])
             raise OSError(28, "No space left on device")
 
-    def full(path, mode="r", *args, **options):
-        file = Path(path).open(mode, *args, **options)
-        return Full(file) if "x" in mode else file
+    def full(path, mode):
+        if "x" in mode:
+            return Full(Path(path).open(mode))
+        return Path(path).open(mode)
 
     monkeypatch.setattr(ahead, "open", full, raising=False)
     spec = Provider("shop", (Probe("tick"),))
