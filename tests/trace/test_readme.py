@@ -77,7 +77,8 @@ def test_first_screen_is_true(tracer: None, tmp_path: Path) -> None:
         try:
             deadline = time.monotonic() + 20
             while not (stubs := list(tmp_path.glob("stubs/shop-*.so"))):
-                assert time.monotonic() < deadline and service.poll() is None
+                assert time.monotonic() < deadline
+                assert service.poll() is None
                 time.sleep(0.02)
             for command, expected in console():
                 real = STUB.sub(str(stubs[0]), command)
