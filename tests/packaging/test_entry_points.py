@@ -80,7 +80,8 @@ def test_says_what_is_missing_without_apt(name: str, checkout: Path, bare: Path)
 def test_says_that_a_checkout_is_read_only(checkout: Path, bare: Path) -> None:
     """Where nothing may be written it says so in one line, and exits with 3."""
     # Root writes anywhere, unless it gives up the capability that lets it.
-    prefix = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+    setpriv = shutil.which("setpriv") or "setpriv"
+    prefix = [setpriv, "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
     checkout.chmod(0o555)
     try:
         done = run(checkout / "demo", bare, *prefix)
