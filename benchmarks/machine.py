@@ -48,12 +48,12 @@ class Python:
         _quietly(*pip, "--python", self.executable, "install", "--no-deps", str(source))
 
     def describe(self) -> str:
-        """Version and what matters of its build: extensions inherit the optimization level."""
+        """Version and build: what an empty call costs depends on how the interpreter was built."""
         script = (
             "import platform, sysconfig as s; v = s.get_config_var;"
-            "pgo = '--enable-optimizations' in (v('CONFIG_ARGS') or '');"
             "level = [f for f in (v('CFLAGS') or '').split() if f.startswith('-O')][-1:];"
-            "print(platform.python_version(), *level, 'PGO' if pgo else 'no PGO')"
+            "print(platform.python_version(), *level, platform.python_compiler(), *[f for f in"
+            " ('--enable-optimizations', '--with-lto') if f in (v('CONFIG_ARGS') or '')])"
         )
         return _quietly(self.executable, "-I", "-c", script).strip()
 

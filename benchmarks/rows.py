@@ -25,6 +25,9 @@ CALL_PROCESSES, STARTS = 7, 21
 #: Interleaved rounds under the tracer, and calls in each.
 TRACED_ROUNDS, TRACED_CALLS = 40, 5_000
 
+#: What callers.c calls and checks in workers/calls.py's stub.
+_SYMBOLS = ("bench.pair", "bench_pair_semaphore")
+
 Values = dict[str, "list[float]"]
 
 
@@ -38,6 +41,7 @@ def rows() -> dict[str, list[Row]]:
             Row("ctypes_disabled", "ctypes library / probe(1, 2)", bar=Bar(8, least)),
             Row("ctypes_bare_disabled", "bare ctypes call / probe(1, 2)"),
             *(Row(f"ns_{name}", f"{what}, nobody listens", ns) for name, what in _CALLS.items()),
+            Row("c_disabled", "C caller, nobody listens", ns),
             *(Row(f"ns_{name}", what, ns) for name, what in _PEERS.items()),
         ],
         "traced": [
@@ -48,7 +52,6 @@ def rows() -> dict[str, list[Row]]:
             Row("traced_c", "C caller, traced", ns),
             Row("traced_other", "probe(1, 2), traced, the other nop kind", ns),
             Row("traced_c_other", "C caller, traced, the other nop kind", ns),
-            Row("c_disabled", "C caller, nobody listens", ns),
             Row("lost", "traced calls that bpftrace did not count"),
         ],
         "starts": [
@@ -156,6 +159,9 @@ def calls(python: Python, context: Context) -> Values:
         _add(found, "ctypes_bare_disabled", ratio("ctypes_bare", "call"))
         for name in (*_CALLS, *_PEERS):
             _add(found, f"ns_{name}", _middle(net[name]))
+    (stub,) = stubs.iterdir()
+    with Server([str(context.program), str(stub), *_SYMBOLS], stubs=stubs) as caller:
+        found["c_disabled"] = [float(caller.ask("1000000")) / 1e6 for _ in range(CALL_PROCESSES)]
     return found
 
 
@@ -164,19 +170,16 @@ def traced(python: Python, context: Context) -> Values:
     stubs = context.stubs()
     script = str(Path(__file__).resolve().parent / "workers" / "calls.py")
     argv = [python.executable, "-I", script, str(context.library), "--serve"]
-    symbols = ("bench.pair", "bench_pair_semaphore")
     found: Values = {}
     with Server(argv, stubs=stubs) as ours:
         greeting = json.loads(ours.first)
         best, paths = greeting["best"], greeting["paths"]
         others = [nop for nop in paths if nop != best]
         callers = {
-            nop: Server([str(context.program), path, *symbols], stubs=stubs)
+            nop: Server([str(context.program), path, *_SYMBOLS], stubs=stubs)
             for nop, path in paths.items()
         }
         try:
-            quiet = [float(callers[best].ask("1000000")) / 1e6 for _ in range(9)]
-            found["c_disabled"] = quiet
             with Tracer(paths) as tracer:
                 made = dict.fromkeys(paths, 0)
 
