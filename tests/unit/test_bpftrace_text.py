@@ -13,7 +13,7 @@ from stubgen.read import read_elf
 
 
 def fields_of(*types, arch="x86_64"):
-    args = tuple(Arg(f"a{i}", type) for i, type in enumerate(types))
+    args = tuple(Arg(f"a{i}", kind) for i, kind in enumerate(types))
     (probe,) = read_elf(build(Provider("p", (Probe("q", args),)), arch=arch)).probes
     return bpftrace.fields(probe.operands, probe.args, machine=arch)
 

@@ -4,7 +4,9 @@
 Layout facts here are the ones our own code relies on; tests/elf asks other tools.
 """
 
+import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from stubgen import Arg, Probe, Provider, SpecError, build
 from stubgen.arch import MACHINES
+from stubgen.argtypes import BY_NAME
 from stubgen.image import build_id, file_name
 from stubgen.read import read_elf
 
@@ -86,12 +89,14 @@ def test_whatever_differs_gets_another_path():
     assert len({name.partition("-")[2] for name in names.values()}) == len(names), names
 
 
-def test_every_byte_enters_the_build_id():
-    """The file name is the provider and 16 hex digits of the note's id."""
+def test_the_file_name_is_the_hash_of_every_byte():
+    """SHA-256 of the file with its id zeroed is the id; its first 8 bytes are in the name."""
     stub = build(SHOP)
-    elf = read_elf(stub)
-    assert elf.build_id == build_id(stub)
-    assert file_name(SHOP, stub) == f"shop-{elf.build_id.hex()[:16]}.so"
+    identity = read_elf(stub).build_id
+    assert identity == build_id(stub)
+    assert stub.count(identity) == 1
+    assert hashlib.sha256(stub.replace(identity, bytes(20))).digest()[:20] == identity
+    assert file_name(SHOP, stub) == f"shop-{identity.hex()[:16]}.so"
 
 
 @pytest.mark.parametrize(
@@ -155,3 +160,32 @@ def test_a_thousand_probes_fit():
     elf = read_elf(build(Provider("wide", probes)))
     assert [probe.name for probe in elf.probes] == [probe.name for probe in probes]
     assert len({probe.semaphore for probe in elf.probes}) == 1000
+
+
+def test_the_documented_sections_are_the_sections():
+    """The table of docs/stub-format.md names every section, in file order, with its type."""
+    text = (ROOT / "docs/stub-format.md").read_text()
+    rows = re.findall(r"^\| `(\.[\w.-]+)` \| (\w+) \| ([RWE ]+|none) \|", text, re.MULTILINE)
+    rights = {4: "R", 5: "R E", 6: "RW"}
+    for arch, nop in KINDS:
+        elf = read_elf(build(SHOP, arch=arch, nop=nop))
+        loads = [elf.load_of(s.address) if s.flags & 2 else None for s in elf.sections]
+        assert rows == [
+            (s.name, s.type.removeprefix("SHT_"), rights[load.flags] if load else "none")
+            for s, load in zip(elf.sections, loads, strict=True)
+            if s.name
+        ]
+
+
+def test_the_documented_operands_are_the_operands():
+    """The table of argument types shows what the notes of x86-64 say."""
+    text = (ROOT / "docs/stub-format.md").read_text()
+    table = text[text.index("| argument type |") : text.index("The seventh operand")]
+    documented = {}
+    for row in table.splitlines()[2:]:
+        cells = re.findall(r"`([^`]+)`", row)
+        names = [cell for cell in cells if cell in BY_NAME]
+        documented |= dict(zip(names, cells[len(names) :], strict=bool(names)))
+    for name in BY_NAME:
+        (probe,) = read_elf(build(Provider("p", (Probe("q", (Arg("a", name),)),)))).probes
+        assert documented[name] == " ".join(probe.operands)
