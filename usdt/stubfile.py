@@ -48,9 +48,11 @@ def open_directory(path: str, *, create: bool) -> int:
 
     It must be root's or ours, not a symlink, and not writable by anybody else. Raises OSError.
     """
+    made = False
     if create:
         try:
             os.mkdir(path, 0o755)
+            made = True
         except FileExistsError:
             pass
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -62,6 +64,8 @@ def open_directory(path: str, *, create: bool) -> int:
             raise PermissionError("is writable by others (chmod go-w it)")
         if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
             raise PermissionError("is on a file system mounted noexec")
+        if made:
+            os.fchmod(fd, 0o755)  # readable by all, whatever the umask
     except BaseException:
         os.close(fd)
         raise
@@ -96,12 +100,14 @@ def open_stub(
         # Twice: `usdt clean` may remove a file between our look at it and dlopen's.
         for _ in range(2):
             path = f"{directory}/{name}"
+            placed = False
             try:
                 _place(directory, name, image, write=write)
+                placed = True
                 return Stub(path), path
             except OSError as error:
                 reason = error.strerror or str(error)
-            if os.path.exists(path) or reason == os.strerror(errno.ENOENT):
+            if not placed or os.path.exists(path):
                 break
         refused.append(reason if directory in reason else f"{directory}: {reason}")
     if write:
@@ -205,7 +211,11 @@ def _write(directory: int, name: str, image: bytes) -> None:
 def _open_memfd(name: str, image: bytes) -> tuple[Stub, str]:
     """A stub in memory: private to this process and its children. Raises OSError."""
     fd = os.memfd_create(f"usdt:{name}", os.MFD_CLOEXEC)
-    rest = memoryview(image)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+    try:
+        rest = memoryview(image)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    except BaseException:
+        os.close(fd)
+        raise
     return Stub(f"/proc/self/fd/{fd}", fd), f"/proc/{os.getpid()}/fd/{fd}"
