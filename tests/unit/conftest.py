@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def stub_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory where this test's stubs go; the machine's own ones are never touched."""
-    directory = tmp_path / "stubs"
+    directory = tmp_path / "usdt"
     directory.mkdir(mode=0o700)
     monkeypatch.setenv("USDT_STUB_DIR", str(directory))
     monkeypatch.delenv("USDT_STUB_PATH", raising=False)
