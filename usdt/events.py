@@ -109,6 +109,9 @@ class _Pending:
 # Latin-1, in which no byte is U+FFFF, both give back the byte.
 _SIGN_EXTENDED = re.compile("\uffffff([0-9a-f]{2})")
 
+# How the line of a record starts; one without a backslash has no escape in it.
+_PLAIN = b'{"type": "printf", "data": "'
+
 #: Events that wait for a record. One that was lost never comes: the oldest is given up.
 _PENDING_MAX = 4096
 
@@ -130,6 +133,8 @@ class Assembler:
         prints."""
         if not line.strip():
             return None
+        if line.startswith(_PLAIN) and line.endswith(b'"}') and b"\\" not in line:
+            return self._printed(line[len(_PLAIN) : -2])  # the same, at a third of the time
         record = json.loads(line.decode("latin-1"), strict=False)
         kind, data = record["type"], record["data"]
         if kind == "printf":

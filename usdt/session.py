@@ -24,8 +24,13 @@ from usdt.script import Target
 
 __all__ = ["Session"]
 
-#: Seconds that attaching may take before it is taken for done, and that ending may take.
+#: Seconds that attaching may take before it is taken for done, and that bpftrace may say nothing
+#: while it ends.
 _ATTACH, _END = 10.0, 5.0
+
+#: Seconds of silence after which a process that has ended has nothing left in the buffers: asked
+#: to end, bpftrace drops what it has not read.
+_QUIET = 0.3
 
 
 class Session:
@@ -48,6 +53,7 @@ class Session:
         self._errors = b""
         self._rest = b""
         self._deadline = 0.0
+        self._gone = False
         self._tracer_pid = 0
         self._began = False
         self._attached = False
@@ -113,20 +119,29 @@ class Session:
                         open_.discard(fd)
                     elif fd == tracer.stdout:
                         self._read(data)
+                        self._heard()
                     else:
                         self._errors = (self._errors + data)[-65536:]
                 elif fd == process:
                     poller.unregister(fd)
-                    self._end(tracer)
+                    self._gone = True
+                    self._heard()
                 else:
                     raise BrokenPipeError
             self._progress(tracer)
+
+    def _heard(self) -> None:
+        """Put off what waits for silence."""
+        if self._ending:
+            self._deadline = time.monotonic() + _END
+        elif self._gone and self._attached:
+            self._deadline = time.monotonic() + _QUIET
 
     def _wait(self) -> float | None:
         """Milliseconds until something is due."""
         if not self._attached and not self._ending:
             return 10
-        if self._ending or self._duration is not None:
+        if self._ending or self._gone or self._duration is not None:
             return max(0.0, self._deadline - time.monotonic()) * 1000 + 1
         return None
 
@@ -141,8 +156,8 @@ class Session:
                 for watch in self._watches:
                     watch.close()
                 self._report.start()
-                self._deadline = now + (self._duration or 0)
-        elif self._duration is not None and now > self._deadline:
+                self._deadline = now + (self._duration or _QUIET)
+        elif (self._gone or self._duration is not None) and now > self._deadline:
             self._end(tracer)
 
     def _read(self, data: bytes) -> None:
