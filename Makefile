@@ -19,7 +19,9 @@ DEV := .venv/dev-$(HERE)
 define environment
 	@echo "installing: Python packages of .[$(3)] into $(1)"
 	@test -x $(1)/bin/pip || $(2) -m venv --clear $(1)
-	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -e '.[$(3)]'
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -e '.[$(3)]' || { \
+	  echo "pip could not install .[$(3)]: see its network and index settings with" \
+	    "'$(2) -m pip config list', then run this again" >&2; exit 1; }
 	@touch $@
 endef
 
