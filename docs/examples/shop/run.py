@@ -170,7 +170,7 @@ def attached(
         while not names.issubset(listening(port)):
             if tracer.ended() or time.monotonic() > deadline:
                 tracer.stop()
-                raise CannotTraceError(f"{argv[0]}: " + (tracer.lines or ["does not attach"])[-1])
+                raise CannotTraceError((tracer.lines or [f"{argv[0]} does not attach"])[-1])
             time.sleep(0.02)
         yield tracer
 
