@@ -21,7 +21,7 @@ define environment
 	@test -x $(1)/bin/pip || $(2) -m venv --clear $(1)
 	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -e '.[$(3)]' || { \
 	  echo "pip could not install .[$(3)]: see its network and index settings with" \
-	    "'$(2) -m pip config list', then run this again" >&2; exit 1; }
+	    "'$(1)/bin/python -m pip config list', then run this again" >&2; exit 1; }
 	@touch $@
 endef
 
