@@ -65,7 +65,8 @@ def main() -> int:
     print()
     print(render(made, [python.minor for python in found]))
     if options.json:
-        options.json.write_text(json.dumps(document(made, machine), indent=1) + "\n")
+        text = json.dumps(document(made, machine), indent=1)
+        options.json.write_text(f"{text}\n", encoding="utf-8")
     return 1 if options.strict and any(row.missed() for row in made) else 0
 
 
@@ -78,7 +79,7 @@ def _fill(made: list[Row], step: str, python: Python, context: Context) -> None:
             row.cells[python.minor] = str(error)
         return
     for row in made:
-        row.cells[python.minor] = values.get(row.key, "this machine has one nop kind")
+        row.fill(python.minor, values)
 
 
 def _memory() -> str | None:

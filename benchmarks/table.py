@@ -39,13 +39,20 @@ class Row:
 
     cells:  minor -> measured values, or why there are none
     unit:   of the values; '' for a ratio
+    absent: why a measurement may have nothing for this row
     """
 
     key: str
     what: str
     unit: str = ""
     bar: Bar | None = None
+    absent: str = ""
     cells: dict[str, list[float] | str] = field(default_factory=dict)
+
+    def fill(self, minor: str, values: dict[str, list[float]]) -> None:
+        """Take this row's values from what a measurement found. Raises KeyError."""
+        absent = self.absent and self.key not in values
+        self.cells[minor] = self.absent if absent else values[self.key]
 
     def missed(self) -> list[str]:
         """The minors whose median does not meet the bar."""

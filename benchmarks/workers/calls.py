@@ -99,6 +99,8 @@ def bodies(nop, library):
     @provider.probe
     def floats(a: f64, b: f64) -> None: ...
 
+    step = provider.add_probe("step", a=u64, b=u64)
+
     if not provider.load():
         sys.exit(provider.why_not)
     stub = ctypes.PyDLL(provider.paths[0])
@@ -117,6 +119,7 @@ def bodies(nop, library):
         "call": ("f(1, 2)", pair),
         "truth": ("if f: pass", pair),
         "fire": ("f.fire(1, 2)", pair),
+        "step": ("f.fire(1, 2)", step),
         "keywords": ("f(a=1, b=2)", pair),
         "defaults": ("f(1)", defaults),
         "lazy": ("f.lazy(values)", pair),
