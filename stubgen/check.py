@@ -7,7 +7,7 @@ Takes what `read` returns, values in and values out. Must not know files, nor ho
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stubgen import bpftrace
@@ -32,7 +32,8 @@ _LIBBPF = ("bpftrace >= 0.25", "libbpf")
 _BPF = (*_BCC, *_LIBBPF)
 _ALL = (*_BPF, "perf", "gdb", "SystemTap")
 
-_SHF_WRITE, _SHF_ALLOC = 1, 2
+_SECTIONS = (".note.stapsdt", ".stapsdt.base", ".probes")
+_SHF_ALLOC = 2
 _PF_X, _PF_W = 1, 2
 _MAX_OPERANDS = 12
 
@@ -84,12 +85,10 @@ def _notes_type_is_wrong(elf: Elf) -> bool:
 
 
 def _semaphore_outside_probes(elf: Elf, probe: FoundProbe) -> bool:
+    section = elf.section(".probes")
     if probe.semaphore is None:
         return False
-    return not any(
-        section.name == ".probes" and 0 <= probe.semaphore - section.address < section.size
-        for section in elf.sections
-    )
+    return section is None or not 0 <= probe.semaphore - section.address < section.size
 
 
 def _semaphore_not_writable(elf: Elf, probe: FoundProbe) -> bool:
@@ -217,8 +216,7 @@ _PROBE_RULES = (
     ),
     _ProbeRule(
         ("perf", "usdt"), "warns",
-        lambda elf, probe: elf.functions is not None
-        and elf.functions[elf.probes.index(probe)] is None,
+        lambda elf, probe: elf.functions is not None and probe.site not in elf.functions,
         "no sized function symbol holds its site, so stacks show a bare address",
         "keep .dynsym or .symtab, or install the debug symbols",
     ),
@@ -234,6 +232,9 @@ _PROBE_RULES = (
 
 def check(elf: Elf) -> tuple[Finding, ...]:
     """Every finding, tracer by tracer. Read the file with `functions=True` to have all rules."""
+    # Rules look sections up by name, and a hostile file has 65536 of them.
+    named = {section.name: section for section in reversed(elf.sections)}
+    elf = replace(elf, sections=tuple(named[name] for name in _SECTIONS if name in named))
     findings = [
         Finding(tracer, rule.severity, None, rule.what, rule.todo)
         for rule in _FILE_RULES

@@ -104,7 +104,7 @@ class Elf:
     machine:    elf.h's EM_ name in lower case: "x86_64", "aarch64", "386"
     byte_order: "little" or "big"
     is_stub:    there is a self-description; `why` says why it was not used, if it was not
-    functions:  for each probe the sized STT_FUNC symbol that holds its site; None if not asked for
+    functions:  site -> the sized function symbol that holds it; None if not asked for
     """
 
     path: str
@@ -117,7 +117,7 @@ class Elf:
     probes: tuple[FoundProbe, ...] = ()
     is_stub: bool = False
     why: str | None = None
-    functions: tuple[str | None, ...] | None = None
+    functions: dict[int, str] | None = None
 
     def section(self, name: str) -> Section | None:
         return next((section for section in self.sections if section.name == name), None)
@@ -137,11 +137,13 @@ class Elf:
         return address - segment.address + segment.offset
 
 
-def printable(data: bytes, start: int = 0) -> str:
-    """The NUL-terminated string at `start`, printable: other bytes are escaped."""
-    end = data.find(b"\0", start)
-    raw = data[start : end if end >= 0 else len(data)][:_MAX_TEXT]
-    return "".join(chr(c) if 32 <= c < 127 else f"\\x{c:02x}" for c in raw)
+def printable(data: bytes, start: int = 0, *, limit: int = _MAX_TEXT) -> str:
+    """The NUL-terminated string at `start`, of up to `limit` bytes; unprintable ones escaped."""
+    raw = data[start : start + limit].partition(b"\0")[0]
+    text = raw.decode("latin-1")
+    if raw.isascii() and text.isprintable():
+        return text
+    return "".join(c if " " <= c < "\x7f" else f"\\x{ord(c):02x}" for c in text)
 
 
 def notes(data: bytes, *, order: str, align: int, where: str) -> Iterator[tuple[bytes, int, bytes]]:

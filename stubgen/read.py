@@ -33,7 +33,8 @@ __all__ = [
 
 # What a file may make us read and keep: real programs have a few hundred KiB of notes.
 _MAX_BYTES = 16 << 20
-_MAX_SEGMENTS, _MAX_SECTIONS = 1 << 10, 1 << 16
+_MAX_SECTION_NAME = 64
+_MAX_SEGMENTS, _MAX_SECTIONS = 1 << 8, 1 << 16
 
 _STT_FUNC, _STT_GNU_IFUNC = 2, 10
 _NT_GNU_BUILD_ID = _NT_STAPSDT = 3
@@ -155,8 +156,9 @@ def _headers(source: _Source, path: str) -> tuple[Elf, tuple[int, ...]]:
         names = source.read(table["sh_offset"], table["sh_size"], "the section name table")
     sections = tuple(
         Section(
-            found.printable(names, row["sh_name"]), str(row["sh_type"]), row["sh_flags"],
-            row["sh_addr"], row["sh_offset"], row["sh_size"], row["sh_addralign"],
+            found.printable(names, row["sh_name"], limit=_MAX_SECTION_NAME),
+            str(row["sh_type"]), row["sh_flags"], row["sh_addr"], row["sh_offset"],
+            row["sh_size"], row["sh_addralign"],
         )
         for row in raw
     )  # fmt: skip
@@ -231,7 +233,7 @@ def _nop(source: _Source, machine: str, offset: int | None) -> str | None:
 
 
 def _functions(source: _Source, elf: Elf, order: str, links: tuple[int, ...]) -> Elf:
-    """`elf` with the sized function symbol around each site."""
+    """`elf` with the name of the sized function symbol around each site."""
     is64 = elf.bits == 64
     # st_name, st_info, st_value, st_size; elf.h orders Elf32_Sym and Elf64_Sym differently
     symbol = Struct(f"{order}IB3xQQ" if is64 else f"{order}IIIB3x")
@@ -247,10 +249,11 @@ def _functions(source: _Source, elf: Elf, order: str, links: tuple[int, ...]) ->
         for row in symbol.iter_unpack(source.read_all(table.offset, size, table.name)):
             name, info, value, length = row if is64 else (row[0], row[3], row[1], row[2])
             if length and info & 15 in (_STT_FUNC, _STT_GNU_IFUNC):
-                first = bisect_left(sites, value)
-                for site in sites[first : bisect_left(sites, value + length)]:
-                    holders[site] = found.printable(names, name)
-    return replace(elf, functions=tuple(holders.get(probe.site) for probe in elf.probes))
+                first, last = bisect_left(sites, value), bisect_left(sites, value + length)
+                if first < last:
+                    holders.update(dict.fromkeys(sites[first:last], found.printable(names, name)))
+                    del sites[first:last]  # the first symbol wins, and the work stays bounded
+    return replace(elf, functions=holders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,14 +333,15 @@ def _reach(pid: int, path: str, span: str) -> str:
     """The plainest path that leads from here to the file mapped at `span`."""
     mapped = f"/proc/{pid}/map_files/{span}"  # memfds and deleted files have no other
     inside = f"/proc/{pid}/root{path}"
-    try:
-        file = os.stat(mapped)
-    except OSError:  # needs CAP_CHECKPOINT_RESTORE
-        return inside
-    for candidate in (path, inside):
+    candidates = [path, inside]
+    for anchor in (mapped, inside):  # to follow the first one takes CAP_CHECKPOINT_RESTORE
         with suppress(OSError, ValueError):
-            if os.path.samestat(os.stat(candidate), file):
-                return candidate
+            file = os.stat(anchor)
+            for candidate in candidates:
+                with suppress(OSError, ValueError):
+                    if os.path.samestat(os.stat(candidate), file):
+                        return candidate
+            return anchor
     return mapped
 
 
