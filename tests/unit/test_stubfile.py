@@ -58,7 +58,10 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
     def at(path: Path, options: str) -> Path:
         path.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:  # root in a container may have no CAP_SYS_ADMIN
+            pytest.skip(f"this machine mounts no tmpfs: {done.stderr.strip()}")
         mounted.append(path)
         path.chmod(0o755)
         return path
