@@ -62,7 +62,7 @@ test-minors: $(DEV)  ## run the unit tests on every other CPython >= 3.10 of thi
 	done
 
 bench: $(DEV)  ## measure, and print the table of docs/performance.md
-	$(PY) benchmarks/run.py
+	$(PY) -m benchmarks.run
 
 docs: $(DEV)  ## write the man pages to build/man, run the documents' examples
 	@mkdir -p build/man
