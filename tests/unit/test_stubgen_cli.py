@@ -268,6 +268,30 @@ def test_build_of_a_module_that_loads_its_probes(project):
     assert str(probe.args) == "(Arg('id', 'u64'), Arg('customer', 'str'))"
 
 
+def test_a_program_maps_what_was_built(project):
+    """Stubs in `stubs/` beside the module are the ones it loads, with nothing written at run."""
+    (project / "app/service.py").write_text(
+        "import usdt\n"
+        "shop = usdt.Provider('shop')\n"
+        "@shop.probe\n"
+        "def order_start(id: usdt.u64, customer: str) -> None: ...\n"
+        "if __name__ == '__main__':\n"
+        "    print(shop.load(), *shop.paths)\n"
+    )
+    assert run("build", "app.service:shop", "-o", "app/stubs", cwd=project)[0] == 0
+    ran = subprocess.run(
+        [sys.executable, "app/service.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "USDT_NO_RUNTIME_STUBS": "1"},
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded, path = ran.stdout.split()
+    assert loaded == "True"
+    assert (project / path).parent == project / "app/stubs"
+
+
 # --- show
 
 
