@@ -31,6 +31,7 @@ _NAMED_OPERANDS = {"aarch64": 8}
 _STACK = 488
 
 _STACK_OPERAND = re.compile(r"-?\d+@(?:(\d+)\(%rsp\)|\[sp, (\d+)\])")
+_PLAIN_NAME = re.compile(r"[\w.$-]+:[\w.$-]+", re.ASCII)
 _PLAIN_PATH = re.compile(r"[\w./+@%=,~-]+", re.ASCII)
 _OPERAND_SIZE = re.compile(r"(-?)(\d+)(f?)@")
 
@@ -136,8 +137,14 @@ def statements(shown: Sequence[Field], *, string_size: int = STRING_SIZE) -> str
     return " ".join(out)
 
 
-def one_liner(path: str, full_name: str, shown: Sequence[Field]) -> str:
-    """The command that prints every firing of `full_name`, to paste in a POSIX shell."""
+def one_liner(path: str, full_name: str, shown: Sequence[Field]) -> str | None:
+    """The command that prints every firing of `full_name`, to paste in a POSIX shell.
+
+    None for a path or a name that bpftrace's language has no spelling for: names come from files
+    of anybody's, and what is pasted runs as root.
+    """
+    if not _PLAIN_NAME.fullmatch(full_name) or not path.isprintable() or set(path) & set('"\\:'):
+        return None
     body = statements(shown) if shown else rf'printf("{full_name}\n");'
     # Unquoted, bpftrace drops blanks from a path, and reads * [ ] and ? as wildcards.
     target = path if _PLAIN_PATH.fullmatch(path) else f'"{path}"'

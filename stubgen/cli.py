@@ -207,7 +207,7 @@ def _show(options: argparse.Namespace) -> int:
         else:
             subject = f"process {options.pid}"
             files = [
-                show.file(mapped.elf, mapped.reach, mapped.values)
+                show.file(mapped.elf, mapped.reach, deleted=mapped.deleted, values=mapped.values)
                 for mapped in read.read_pid(options.pid)
                 if mapped.elf.probes
             ]

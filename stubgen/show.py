@@ -22,10 +22,17 @@ __all__ = ["VERSION", "checked", "checked_lines", "file", "file_lines"]
 #: Of the JSON documents: raised when a key changes its meaning or goes away.
 VERSION = 1
 
+_NO_COMMAND = "(its name or path has no spelling in bpftrace's language: no command)"
 _STATE = {None: "no semaphore", False: "not listening", True: "listening"}
 
 
-def file(elf: Elf, reach: str, values: Sequence[int | None] | None = None) -> dict[str, Any]:
+def file(
+    elf: Elf,
+    reach: str,
+    *,
+    deleted: bool = False,
+    values: Sequence[int | None] | None = None,
+) -> dict[str, Any]:
     """One file's entry. reach: the path for tracers; values: semaphores of a process, if one."""
     probes = []
     for index, probe in enumerate(elf.probes):
@@ -36,6 +43,7 @@ def file(elf: Elf, reach: str, values: Sequence[int | None] | None = None) -> di
     return {
         "path": elf.path,
         "reach": reach,
+        "deleted": deleted,
         "machine": elf.machine,
         "build_id": None if elf.build_id is None else elf.build_id.hex(),
         "stub": elf.is_stub,
@@ -69,7 +77,8 @@ def file_lines(entry: dict[str, Any]) -> Iterator[str]:
     probes = entry["probes"]
     kind = "stub" if entry["stub"] else "ELF file"
     count = f"{len(probes)} probe{'' if len(probes) == 1 else 's'}"
-    yield f"{entry['path']}: {entry['machine']} {kind}, {count}"
+    gone = " (deleted)" if entry["deleted"] else ""
+    yield f"{entry['path']}{gone}: {entry['machine']} {kind}, {count}"
     if entry["why"]:
         yield f"  no argument names: {entry['why']}"
     pasted = set()
@@ -88,7 +97,7 @@ def file_lines(entry: dict[str, Any]) -> Iterator[str]:
         yield f"  {name}({signature})  [{', '.join(notes)}]"
         if name not in pasted:  # one probe may have many sites, and one command attaches to all
             pasted.add(name)
-            yield f"    {probe['bpftrace']}"
+            yield f"    {probe['bpftrace'] or _NO_COMMAND}"
 
 
 def checked(elf: Elf, findings: Sequence[Finding]) -> dict[str, Any]:

@@ -107,3 +107,21 @@ def test_a_command_quotes_what_the_shell_or_bpftrace_would_eat():
     )
     assert """'usdt:"/a b*.so":p:q {""" in bpftrace.one_liner("/a b*.so", "p:q", ())
     assert """'"'"'s.so":p:q {""" in bpftrace.one_liner("/it's.so", "p:q", ())
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/a.so", 'p:q { system("id") } usdt:/a:p:q'),
+        ("/a.so", "p:q*"),
+        ("/a.so", r"p:\x1b[2J"),
+        ("/a.so", "p:"),
+        ('/a".so', "p:q"),
+        ("/a:b.so", "p:q"),
+        ("/a\\.so", "p:q"),
+        ("/a\n.so", "p:q"),
+    ],
+)
+def test_no_command_is_made_of_hostile_names(path, name):
+    """A file cannot put bpftrace code into what its reader pastes as root."""
+    assert bpftrace.one_liner(path, name, ()) is None

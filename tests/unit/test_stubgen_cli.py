@@ -335,7 +335,9 @@ def test_show_json_says_the_same(stub, capsys):
     document = json.loads(capsys.readouterr().out)
     assert (document["version"], document["pid"]) == (1, None)
     (file,) = document["files"]
-    assert set(file) == {"path", "reach", "machine", "build_id", "stub", "why", "probes"}
+    assert set(file) == {
+        "path", "reach", "deleted", "machine", "build_id", "stub", "why", "probes",
+    }  # fmt: skip
     assert file["build_id"].startswith(stub.stem.partition("-")[2])
     probe = file["probes"][1]
     assert set(probe) == {
