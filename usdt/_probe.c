@@ -376,15 +376,22 @@ listening(Probe *self)
     return *self->gate != 0 && (*self->semaphore != 0 || self->listener != NULL);
 }
 
-/* The provider warns once of a probe that is fired and was never loaded. */
+/* The provider warns once of a probe that is fired and was never loaded.  A log handler that
+   fails does not fail the call. */
 static int
 tell_forgotten(Probe *self)
 {
     if (!self->forgotten || self->listener != NULL)
         return 0;
     PyObject *told = PyObject_CallMethod(self->provider, "_fired_unloaded", NULL);
-    Py_XDECREF(told);
-    return told == NULL ? -1 : 0;
+    if (told == NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception))
+            return -1;
+        PyErr_WriteUnraisable((PyObject *)self);
+        return 0;
+    }
+    Py_DECREF(told);
+    return 0;
 }
 
 /* Behind the gate: args are nargs borrowed references. */

@@ -98,23 +98,24 @@ class Provider:
     @property
     def spec(self) -> stubgen.Provider:
         """The description of all probes declared so far, as `stubgen` takes it."""
-        probes = tuple(probe.spec for probe in self._probes.values())
+        probes = tuple(probe.spec for probe in self.probes)
         return stubgen.Provider(self.name, probes)
 
     @property
     def probes(self) -> tuple[Probe[...], ...]:
         """The probes in order of declaration."""
+        # A copy, made without running Python code: other threads may be declaring.
         return tuple(self._probes.values())
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The stub files in use: what to give to a tracer. Empty while not loaded."""
-        return tuple(path for _, path in self._stubs)
+        return tuple(dict.fromkeys(path for _, path in self._stubs))
 
     @property
     def why_not(self) -> str | None:
         """Why tracers do not see the probes, with what to do about it; None if they do."""
-        if self._why_not is None and any(not probe.loaded for probe in self._probes.values()):
+        if self._why_not is None and any(not probe.loaded for probe in self.probes):
             return f"call load() to make the probes of {self.name!r} visible"
         return self._why_not
 
@@ -193,7 +194,7 @@ class Provider:
         own. Where this machine has no place for a stub, the program goes on unchanged: `why_not`
         tells the reason, one WARNING line is logged, and only a strict program gets LoadError.
         """
-        pending = [probe for probe in self._probes.values() if not probe.loaded]
+        pending = [probe for probe in self.probes if not probe.loaded]
         if not pending:
             return True
         description = stubgen.Provider(self.name, tuple(probe.spec for probe in pending))
@@ -221,7 +222,7 @@ class Provider:
 
     def unload(self) -> None:
         """Take the probes away from tracers; firing them does nothing until the next load()."""
-        for probe in self._probes.values():
+        for probe in self.probes:
             if probe.loaded:
                 probe._detach()
                 probe._forgotten = True
@@ -237,14 +238,16 @@ class Provider:
 
     def _fired_unloaded(self) -> None:
         """The first fire of a probe that is not loaded: say so once, then be quiet."""
-        for probe in self._probes.values():
+        for probe in self.probes:
             probe._forgotten = False
         _warn(f"a probe of provider {self.name!r} was fired while not loaded: call load() first")
 
 
 def _warn(message: str) -> None:
-    from logging import getLogger  # costs 5 ms, and only a program in trouble gets here
-
+    try:
+        from logging import getLogger  # costs 5 ms, and only a program in trouble gets here
+    except ImportError:
+        return  # the interpreter is ending: nothing can be imported, and nobody reads logs
     getLogger("usdt").warning(message)
 
 
