@@ -365,6 +365,21 @@ def test_firing_unloaded_warns_once_a_provider(
     assert warnings(caplog) == []
 
 
+def test_a_log_handler_that_fails_does_not_fail_the_call(
+    shop: usdt.Provider, unraisable: list[tuple[type, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program's logging is not the probe's caller's business."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise OSError("log server is gone")
+
+    monkeypatch.setattr(logging.getLogger("usdt"), "filters", [refuse])
+    probe = shop.add_probe("event")
+    assert probe() is None
+    assert unraisable == [(OSError, "log server is gone")]
+    assert probe.dropped == 0
+
+
 def test_asking_does_not_warn(shop: usdt.Provider, caplog: pytest.LogCaptureFixture) -> None:
     """The truth value of an unloaded probe is False and nothing more."""
     probe = shop.add_probe("event")
