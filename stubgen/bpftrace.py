@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from stubgen.spec import Arg
 
-__all__ = ["STRING_SIZE", "Field", "fields", "named_operands", "one_liner", "statements"]
+__all__ = ["Field", "fields", "named_operands", "one_liner", "statements"]
 
 #: bpftrace's default BPFTRACE_STRLEN, in bytes: the room that str() and buf() take each.
-STRING_SIZE = 64
+_STRING_SIZE = 64
 
 # bpftrace <= 0.24 refuses arg6 and above on x86-64 and arg8 and above on aarch64 by name
 # (arch::max_arg in its src/arch), so those are read from the stack by hand.
@@ -32,7 +32,7 @@ _STACK = 488
 
 _STACK_OPERAND = re.compile(r"-?\d+@(?:(\d+)\(%rsp\)|\[sp, (\d+)\])")
 _PLAIN_NAME = re.compile(r"[\w.$-]+:[\w.$-]+", re.ASCII)
-_PLAIN_PATH = re.compile(r"[\w./+@%=,~-]+", re.ASCII)
+_PLAIN_PATH = re.compile(r"[\w./+-]+", re.ASCII)
 _OPERAND_SIZE = re.compile(r"(-?)(\d+)(f?)@")
 
 
@@ -40,28 +40,26 @@ _OPERAND_SIZE = re.compile(r"(-?)(\d+)(f?)@")
 class Field:
     """One argument: `format` is its printf conversion, `expression` what to hand it.
 
-    number: the expression is an integer that sum(), hist() and filters make sense of
     copied: str() or buf(), which take room on the BPF stack
     """
 
     name: str
     format: str
     expression: str
-    number: bool
     copied: bool
 
 
-# Argument type -> printf conversion, expression around its operands, is it a number. Floats are
-# shown by their bits: bpftrace can neither cast nor print them.
+# Argument type -> printf conversion and expression around its operands. Floats are shown by their
+# bits: bpftrace can neither cast nor print them.
 _BY_TYPE = {
-    "f32": ("0x%llx", "{0}", False),
-    "f64": ("0x%llx", "{0}", False),
-    "ptr": ("0x%llx", "{0}", False),
-    "str": ("%s", "str({0})", False),
-    "bytes": ("%r", "buf({0}, {1})", False),
+    "f32": ("0x%llx", "{0}"),
+    "f64": ("0x%llx", "{0}"),
+    "ptr": ("0x%llx", "{0}"),
+    "str": ("%s", "str({0})"),
+    "bytes": ("%r", "buf({0}, {1})"),
 }
-_SIGNED = ("%lld", "{0}", True)
-_UNSIGNED = ("%llu", "{0}", True)
+_SIGNED = ("%lld", "{0}")
+_UNSIGNED = ("%llu", "{0}")
 
 
 def named_operands(machine: str) -> int:
@@ -89,7 +87,7 @@ def fields(
     operands: their stapsdt spelling; args: names and types, None for operands without (then they
     are called arg0, arg1, ...); machine: a `uname -m` name.
     """
-    named: list[tuple[str, tuple[str, str, bool], int]] = []
+    named: list[tuple[str, tuple[str, str], int]] = []
     if args is None:
         if any(size and size[3] for size in map(_OPERAND_SIZE.match, operands)):
             return ()  # one floating-point operand makes bpftrace lose them all
@@ -104,28 +102,27 @@ def fields(
             named.append((arg.name, shape, len(sizes)))
     out = []
     index = 0
-    for name, (conversion, around, number), count in named:
+    for name, (conversion, around), count in named:
         parts = [_operand(i, operands[i], machine) for i in range(index, index + count)]
         index += count
         if None not in parts:
             expression = around.format(*parts)
-            out.append(Field(name, conversion, expression, number, copied="(" in around))
+            out.append(Field(name, conversion, expression, copied="(" in around))
     return tuple(out)
 
 
-def statements(shown: Sequence[Field], *, string_size: int = STRING_SIZE) -> str:
+def statements(shown: Sequence[Field]) -> str:
     """printf statements that print one line `name=value ...` for an event.
 
-    More than one where a single one would not fit in BPF's stack; string_size is the value of
-    BPFTRACE_STRLEN bpftrace runs with.
+    More than one where a single one would not fit in BPF's stack.
     """
     groups: list[list[Field]] = [[]]
-    used = 8 + string_size
+    used = 8 + _STRING_SIZE
     for field in shown:
-        room = string_size if field.copied else 8
+        room = _STRING_SIZE if field.copied else 8
         if groups[-1] and used + room > _STACK:
             groups.append([])
-            used = 8 + string_size
+            used = 8 + _STRING_SIZE
         groups[-1].append(field)
         used += room
     out = []

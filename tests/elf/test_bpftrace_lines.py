@@ -100,7 +100,9 @@ def test_every_line_prints_what_was_fired(native_stub, tool, capsys):
         tracer.wait()
 
 
-@pytest.mark.parametrize("name", ["plain.so", "with a blank.so", "it's.so", "star*[x].so"])
+@pytest.mark.parametrize(
+    "name", ["plain.so", "with a blank.so", "it's.so", "star*[x].so", "odd@=,~%$.so"]
+)
 def test_a_pasted_command_attaches(native_stub, tool, tmp_path, name, capsys):
     """The whole command in a shell, for paths that need quoting."""
     path = tmp_path / name
