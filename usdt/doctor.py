@@ -23,8 +23,8 @@ __all__ = ["Check", "checks"]
 #: Bits of CapEff in /proc/PID/status; linux/capability.h.
 _CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
-_TRACEFS = Path("/sys/kernel/tracing")
-_UPROBES = Path("/sys/bus/event_source/devices/uprobe/type")
+_TRACEFS = "/sys/kernel/tracing"
+_UPROBES = "/sys/bus/event_source/devices/uprobe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +83,23 @@ def _kernel() -> Iterator[Check]:
         f"{system.sysname} {system.release} {system.machine}",
         "use Linux: elsewhere probes do nothing",
     )
+    uprobes = os.path.exists(_UPROBES)
     yield Check(
         "uprobes",
-        _UPROBES.exists(),
-        "the kernel has them" if _UPROBES.exists() else f"no {_UPROBES.parent}",
+        uprobes,
+        "the kernel has them" if uprobes else f"no {_UPROBES}",
         "boot a kernel with CONFIG_UPROBE_EVENTS=y (grep UPROBE /boot/config-$(uname -r))",
     )
     # Present wherever bpf(2) is, whoever may use it.
-    bpf = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
+    path = "/proc/sys/kernel/unprivileged_bpf_disabled"
+    bpf = os.path.exists(path)
     yield Check(
         "bpf",
-        bpf.exists(),
-        "the kernel has it" if bpf.exists() else f"no {bpf}",
+        bpf,
+        "the kernel has it" if bpf else f"no {path}",
         "boot a kernel with CONFIG_BPF_SYSCALL=y (grep BPF_SYSCALL /boot/config-$(uname -r))",
     )
-    btf = Path("/sys/kernel/btf/vmlinux").exists()
+    btf = os.path.exists("/sys/kernel/btf/vmlinux")
     yield Check(
         "btf",
         btf,
@@ -106,8 +108,8 @@ def _kernel() -> Iterator[Check]:
         required=False,
     )
     yield _lockdown()
-    tracefs = (_TRACEFS / "events").is_dir()
-    hidden = os.geteuid() != 0 and _TRACEFS.is_dir() and not os.access(_TRACEFS, os.X_OK)
+    tracefs = os.path.isdir(f"{_TRACEFS}/events")
+    hidden = os.path.isdir(_TRACEFS) and not os.access(_TRACEFS, os.X_OK)
     yield Check(
         "tracefs",
         tracefs or hidden,

@@ -92,9 +92,10 @@ def _files(request: Request, stack: ExitStack) -> list[_File]:
     seen = set()
     for path, reach, elf in _candidates(request.pid):
         try:
-            fd = os.open(reach, os.O_RDONLY | os.O_CLOEXEC)
+            # O_NONBLOCK: what lies there now may be somebody's FIFO.
+            fd = os.open(reach, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            continue  # its process ended meanwhile
+            continue  # it is gone, or its process is
         stack.callback(os.close, fd)
         info = os.fstat(fd)
         if (info.st_dev, info.st_ino) in seen:
