@@ -79,21 +79,22 @@ def python(stub_dir: Path, tmp_path: Path) -> Callable[..., str]:
     return run
 
 
-def need(command: str) -> str:
-    """The path of a command; without it the test is skipped, or fails where CI must have it."""
-    path = shutil.which(command)
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """The C compiler; without one the test is skipped, or fails where CI must have it."""
+    path = shutil.which("cc")
     if path is None:
         if os.environ.get("CI") == "true":
-            pytest.fail(f"{command} is not installed, and CI must have it")
-        pytest.skip(f"needs {command}")
+            pytest.fail("cc is not installed, and CI must have it")
+        pytest.skip("needs cc")
     return path
 
 
 @pytest.fixture(scope="session")
-def recorder(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+def recorder(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Recorder:
     """A stub that keeps what it is called with."""
     source = tmp_path_factory.mktemp("recorder") / "recorder.c"
     source.write_text(RECORDER)
     library = source.with_suffix(".so")
-    subprocess.run([need("cc"), "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
     return Recorder(str(library))
