@@ -18,6 +18,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -53,7 +54,16 @@ typedef struct {
     PyObject_HEAD
     void *handle;
     int fd;  /* of a memfd, kept open so that /proc/PID/fd/N names the stub; or -1 */
+    struct stat file;  /* what fd was opened on: programs close descriptors they do not know */
 } Stub;
+
+static int
+stub_owns_fd(const Stub *self)
+{
+    struct stat now;
+    return self->fd >= 0 && fstat(self->fd, &now) == 0 && now.st_dev == self->file.st_dev &&
+           now.st_ino == self->file.st_ino;
+}
 
 static PyObject *
 stub_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -67,6 +77,8 @@ stub_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Stub *self = (Stub *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->fd = fd;
+        if (fd >= 0 && fstat(fd, &self->file) < 0)
+            self->fd = -1;
         self->handle = dlopen(PyBytes_AS_STRING(path), RTLD_NOW | RTLD_LOCAL);
         if (self->handle == NULL) {
             const char *why = dlerror();
@@ -84,7 +96,7 @@ stub_dealloc(Stub *self)
     PyTypeObject *type = Py_TYPE(self);
     if (self->handle != NULL)
         dlclose(self->handle);
-    if (self->fd >= 0)
+    if (stub_owns_fd(self))
         close(self->fd);
     type->tp_free(self);
     Py_DECREF(type);

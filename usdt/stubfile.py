@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import sys
+from itertools import count
 
 import stubgen
 from stubgen.arch import MACHINES
@@ -21,6 +22,8 @@ from usdt._probe import Stub
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_memfds = count(2)
 
 __all__ = ["LoadError", "directories", "open_directory", "open_stub"]
 
@@ -218,4 +221,7 @@ def _open_memfd(name: str, image: bytes) -> tuple[Stub, str]:
     except BaseException:
         os.close(fd)
         raise
-    return Stub(f"/proc/self/fd/{fd}", fd), f"/proc/{os.getpid()}/fd/{fd}"
+    # ld.so takes a path it has seen for the file it has seen, also when the descriptor was closed
+    # behind it and its number given to another file: no two loads spell it alike.
+    unseen = "/" * next(_memfds)
+    return Stub(f"/proc/self/fd{unseen}{fd}", fd), f"/proc/{os.getpid()}/fd/{fd}"

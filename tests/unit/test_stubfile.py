@@ -575,6 +575,21 @@ def test_memory_stubs_of_two_providers_are_two() -> None:
 
 
 @pytest.mark.usefixtures("only_memory")
+def test_a_memory_stub_is_its_own_where_a_descriptor_was_closed() -> None:
+    """A program that closes descriptors it does not know gets no earlier stub for a later one."""
+    one, two = usdt.Provider("one"), usdt.Provider("two")
+    one.add_probe("a")
+    b = two.add_probe("b")
+    assert one.load()
+    os.close(int(one.paths[0].rpartition("/")[2]))
+    assert two.load()
+    assert two.paths == one.paths
+    assert b.loaded
+    one.unload()
+    assert Path(two.paths[0]).exists()  # one's descriptor was gone; two's has its number
+
+
+@pytest.mark.usefixtures("only_memory")
 def test_a_memory_stub_the_loader_refuses_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A memfd that cannot be mapped (vm.memfd_noexec) costs no file descriptor."""
     monkeypatch.setattr(stubgen, "build", lambda *args, **kwargs: b"\x7fELF no stub")
