@@ -91,7 +91,7 @@ class Report:
             fired: int = sum(self._tables["fired"].values())
             return max(0, fired - self._shown)
         if self._shown:
-            self.note("bpftrace was killed before it had counted: more events may be lost")
+            self.note("bpftrace ended without its counts: more events may be lost")
         return self._lost_records + incomplete
 
     def _redraw(self, lines: list[str]) -> None:

@@ -28,7 +28,7 @@ _JOINED = 8
 
 # A name from somebody's ELF file becomes text of a program that runs as root.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_PATH = re.compile(r"/[A-Za-z0-9_./+-]*")
+_PATH = re.compile(r"/[A-Za-z0-9_./-]*")
 
 _SIZE = re.compile(r"(-?)([1248])@")
 

@@ -26,7 +26,10 @@ __all__ = ["Session"]
 
 #: Seconds that attaching may take before it is taken for done, and that bpftrace may say nothing
 #: while it ends.
-_ATTACH, _END = 10.0, 5.0
+_ATTACH, _END = 10.0, 10.0
+
+#: Seconds that the kernel may take to detach one probe, before bpftrace prints its maps.
+_DETACH = 0.5
 
 #: Seconds of silence after which a process that has ended has nothing left in the buffers: asked
 #: to end, bpftrace drops what it has not read.
@@ -52,6 +55,7 @@ class Session:
         self._assembler = Assembler(targets)
         self._errors = b""
         self._rest = b""
+        self._patience = _END + _DETACH * len(targets)
         self._deadline = 0.0
         self._gone = False
         self._tracer_pid = 0
@@ -81,6 +85,8 @@ class Session:
     @contextmanager
     def _signals(self, tracer: Bpftrace) -> Iterator[None]:
         def end(signum: int, frame: object) -> None:
+            if self._ending:
+                tracer.kill()  # asked twice: at once, whatever is lost
             self._end(tracer)
 
         before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -93,7 +99,7 @@ class Session:
     def _end(self, tracer: Bpftrace) -> None:
         if not self._ending:
             self._ending = True
-            self._deadline = time.monotonic() + _END
+            self._deadline = time.monotonic() + self._patience
             tracer.end()
 
     def _loop(self, tracer: Bpftrace, stack: ExitStack) -> None:
@@ -133,7 +139,7 @@ class Session:
     def _heard(self) -> None:
         """Put off what waits for silence."""
         if self._ending:
-            self._deadline = time.monotonic() + _END
+            self._deadline = time.monotonic() + self._patience
         elif self._gone and self._attached:
             self._deadline = time.monotonic() + _QUIET
 

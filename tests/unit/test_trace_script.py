@@ -83,6 +83,7 @@ def test_a_probe_without_self_description_has_numbered_arguments() -> None:
         ("/run/usdt/shop-0123456789abcdef.so", "order_start", True),
         ("/run/usdt/a b.so", "order_start", False),
         ("/run/usdt/a:b.so", "order_start", False),
+        ("/usr/lib/libstdc++.so.6", "throw", False),
         ('/run/usdt/a"; system("id', "order_start", False),
         ("/run/usdt/a.so", 'x { system("id"); } //', False),
         ("/run/usdt/a.so", "*", False),
