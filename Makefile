@@ -56,10 +56,10 @@ types: $(DEV)  ## check types: mypy --strict
 
 test-minors: $(DEV)  ## run the unit tests on every other CPython >= 3.10 of this machine
 	@.ci/minors "$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])')" | \
-	while read -r minor python; do \
+	{ status=0; while read -r minor python; do \
 	  echo "CPython $$minor: $$python"; \
-	  $(MAKE) --no-print-directory test-minor MINOR="$$minor" PYTHON="$$python" </dev/null || exit 1; \
-	done
+	  $(MAKE) --no-print-directory test-minor MINOR="$$minor" PYTHON="$$python" </dev/null || status=1; \
+	done; exit $$status; }
 
 bench: $(DEV)  ## measure, and print the table of docs/performance.md
 	$(PY) -m benchmarks.run
