@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import StartService, wait_until
+from harness import StartService, wait_until
 
 SERVICE = """\
 import time, usdt

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Service, StartBpftrace, StartService, wait_until
+from harness import Service, StartBpftrace, StartService, wait_until
 
 import stubgen
 from stubgen.image import file_name

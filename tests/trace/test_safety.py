@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import StartBpftrace, StartService, patched, sites
+from harness import StartBpftrace, StartService, patched, sites
 
 # A seccomp filter that kills for every system call newer than rseq(2), 334 on x86-64: the shape
 # of a sandbox written before the uprobe system calls. seccomp(2), linux/filter.h.

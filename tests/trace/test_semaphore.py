@@ -10,7 +10,7 @@ import os
 import re
 
 import pytest
-from conftest import Service, StartBpftrace, StartService, patched, sites, wait_until
+from harness import Service, StartBpftrace, StartService, patched, sites, wait_until
 
 # Answers each line of its input with what the program sees: is anybody listening?
 SERVICE = """\

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Service, StartBpftrace, StartService
+from harness import Service, StartBpftrace, StartService
 
 NOBODY = 65534
 
