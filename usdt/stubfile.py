@@ -43,7 +43,10 @@ def directories() -> list[str]:
     if runtime:
         found.append(f"{runtime}/usdt")
     found.append(f"/tmp/usdt-{os.geteuid()}")
-    return [os.path.abspath(path) for path in found if path]
+    try:
+        return [os.path.abspath(path) for path in found if path]
+    except FileNotFoundError:  # one is relative to a working directory that is gone
+        return [path for path in found if path and os.path.isabs(path)]
 
 
 def open_directory(path: str, *, create: bool) -> int:
