@@ -101,6 +101,20 @@ def test_a_relative_directory_is_made_absolute(monkeypatch: pytest.MonkeyPatch) 
     assert stubfile.directories()[0] == os.path.abspath("stubs")
 
 
+def test_a_working_directory_that_is_gone_is_no_error(python: Callable[..., str]) -> None:
+    """What was relative to it is left out."""
+    program = """
+import os, tempfile
+from usdt import stubfile
+os.environ["USDT_STUB_DIR"] = "stubs"
+gone = tempfile.mkdtemp()
+os.chdir(gone)
+os.rmdir(gone)
+print(*stubfile.directories())
+"""
+    assert python(program).split() == ["/run/usdt", f"/tmp/usdt-{os.geteuid()}"]
+
+
 def symlinked(path: Path, tmp_path: Path, _: object) -> None:
     path.rmdir()
     (tmp_path / "real").mkdir()
@@ -587,6 +601,36 @@ def test_a_memory_stub_is_its_own_where_a_descriptor_was_closed() -> None:
     assert b.loaded
     one.unload()
     assert Path(two.paths[0]).exists()  # one's descriptor was gone; two's has its number
+
+
+def test_a_descriptor_closed_behind_a_memory_stub_is_nobodys(python: Callable[..., str]) -> None:
+    """A program that becomes a daemon closes all: later loads and files are their own."""
+    program = """
+import os
+import usdt
+from usdt import stubfile
+stubfile.directories = list
+def provider(name):
+    made = usdt.Provider(name)
+    made.add_probe("event", value=usdt.u64)
+    assert made.load(), made.why_not
+    return made
+for _ in range(5):
+    first = provider("first")
+    fd = int(first.paths[0].rpartition("/")[2])
+    os.closerange(3, 256)
+    second = provider("second")
+    assert second.paths == first.paths
+    first.probes[0](1)
+    second.probes[0](1)
+    second.unload()
+    mine = os.open("/etc/passwd", os.O_RDONLY)
+    assert mine == fd
+    first.unload()
+    assert os.read(mine, 1)
+    os.close(mine)
+"""
+    python(program)
 
 
 @pytest.mark.usefixtures("only_memory")
