@@ -22,8 +22,8 @@ __all__ = ["STEPS", "Context", "rows"]
 #: everything that happens once a process.
 CALL_PROCESSES, STARTS = 7, 21
 
-#: Interleaved rounds under the tracer, and calls in each.
-TRACED_ROUNDS, TRACED_CALLS = 40, 5_000
+#: Interleaved rounds under the tracer, and calls in each: few, as in workers/calls.py.
+TRACED_ROUNDS, TRACED_CALLS = 100, 2_000
 
 #: What callers.c calls and checks in workers/calls.py's stub.
 _SYMBOLS = ("bench.pair", "bench_pair_semaphore")

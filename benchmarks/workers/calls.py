@@ -20,7 +20,8 @@ import usdt
 from stubgen.arch import MACHINES
 from usdt import _nop, f64, stapsdt, testing, u64
 
-ROUNDS, COUNT = 60, 20_000
+# Rounds are shorter than a time slice, so that most of them are not interrupted.
+ROUNDS, COUNT = 240, 5_000
 
 LOOP = """
 def run(f, count):
