@@ -7,6 +7,7 @@ Knows the program's options, environment and noises; must not know what its scri
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import re
@@ -21,10 +22,13 @@ from stubgen.found import FoundProbe
 from usdt._command import CANNOT, CommandError
 from usdt.script import STRING_ROOM
 
-__all__ = ["OLDEST", "Bpftrace", "Watch", "complaints", "locate", "version_of"]
+__all__ = ["OLDEST", "PIPE_SIZE", "Bpftrace", "Watch", "complaints", "locate", "version_of"]
 
 OLDEST = (0, 17)
 _INSTALL = "sudo apt-get install bpftrace"
+#: Bytes that may wait for us to read them; one read takes all.
+PIPE_SIZE = 1 << 20
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Names before and after 0.20, which do not mind each other. A trace of many probes or pids is
@@ -144,6 +148,8 @@ class Bpftrace:
         )
         self.pid = self._process.pid
         stdin, *self._streams = _pipes(self._process)
+        with suppress(OSError):
+            fcntl.fcntl(self._streams[0], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         self.stdout, self.stderr = (stream.fileno() for stream in self._streams)
         with suppress(BrokenPipeError):
             stdin.write(script.encode("ascii"))

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from usdt import bpftrace
 from usdt._command import CANNOT, FAILED, CommandError, printable
-from usdt.bpftrace import Bpftrace, Watch
+from usdt.bpftrace import PIPE_SIZE, Bpftrace, Watch
 from usdt.events import Assembler, Begin, Event, Lost, Table
 from usdt.report import Report
 from usdt.script import Target
@@ -57,7 +57,7 @@ class Session:
         self._rest = b""
         self._patience = _END + _DETACH * len(targets)
         self._deadline = 0.0
-        self._gone = False
+        self._asked = self._gone = False
         self._tracer_pid = 0
         self._began = False
         self._attached = False
@@ -85,9 +85,9 @@ class Session:
     @contextmanager
     def _signals(self, tracer: Bpftrace) -> Iterator[None]:
         def end(signum: int, frame: object) -> None:
-            if self._ending:
+            if self._asked:
                 tracer.kill()  # asked twice: at once, whatever is lost
-            self._end(tracer)
+            self._asked = True
 
         before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -97,10 +97,15 @@ class Session:
                 signal.signal(number, handler)
 
     def _end(self, tracer: Bpftrace) -> None:
-        if not self._ending:
-            self._ending = True
-            self._deadline = time.monotonic() + self._patience
-            tracer.end()
+        """Ask bpftrace to end, at a moment when it is not waiting for room in the pipe: a signal
+        would break that write off, and it would print nothing more, not even its maps."""
+        self._ending = True
+        waiting = select.poll()
+        waiting.register(tracer.stdout, select.POLLIN)
+        data = os.read(tracer.stdout, PIPE_SIZE) if waiting.poll(0) else b""
+        tracer.end()
+        self._deadline = time.monotonic() + self._patience
+        self._read(data)
 
     def _loop(self, tracer: Bpftrace, stack: ExitStack) -> None:
         poller = select.poll()
@@ -119,7 +124,7 @@ class Session:
         while open_:
             for fd, _ in poller.poll(self._wait()):
                 if fd in open_:
-                    data = os.read(fd, 1 << 20)
+                    data = os.read(fd, PIPE_SIZE)
                     if not data:
                         poller.unregister(fd)
                         open_.discard(fd)
@@ -143,19 +148,17 @@ class Session:
         elif self._gone and self._attached:
             self._deadline = time.monotonic() + _QUIET
 
-    def _wait(self) -> float | None:
-        """Milliseconds until something is due."""
-        if not self._attached and not self._ending:
-            return 10
-        if self._ending or self._gone or self._duration is not None:
-            return max(0.0, self._deadline - time.monotonic()) * 1000 + 1
-        return None
+    def _wait(self) -> float:
+        """Milliseconds until something may be due; a signal's handler does not end a poll."""
+        return 100 if self._attached or self._ending else 10
 
     def _progress(self, tracer: Bpftrace) -> None:
         now = time.monotonic()
         if self._ending:
             if now > self._deadline:
                 tracer.kill()
+        elif self._asked:
+            self._end(tracer)
         elif not self._attached:
             if self._began and (all(w.attached() for w in self._watches) or now > self._deadline):
                 self._attached = True

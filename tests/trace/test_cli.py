@@ -302,7 +302,7 @@ def test_lost_events_are_counted(service: StartService, usdt: StartCommand, prov
     wait_until(lambda: len(events_so_far(trace)) > 1000, "events")
     records = ended(trace)
     end = records[-1]
-    assert end["lost"] > 0
+    assert end["lost"] > 0, (end, trace.errors)
     assert len(events(records)) + end["lost"] == end["events"] == total
 
 
@@ -414,6 +414,46 @@ def fails(command: _Child, code: int, *words: str) -> None:
     assert len(command.errors.splitlines()) == 1, command.errors
     for word in words:
         assert word in command.errors
+
+
+@pytest.mark.usefixtures("tracer")
+def test_a_stub_in_an_awkward_place_or_removed_is_traced(
+    service: StartService, usdt: StartCommand, stubs: Path, provider: str
+) -> None:
+    """A directory that bpftrace's grammar does not take, and a file that has no name any more."""
+    awkward = stubs / "a b:c,d{"
+    awkward.mkdir()
+    svc = service(
+        declare(provider) + "started()\nwhile wait(): none(); done()\n",
+        env={"USDT_STUB_DIR": str(awkward)},
+    )
+    for remove in (False, True):
+        if remove:
+            next(awkward.iterdir()).unlink()
+        trace = tracing(usdt("trace", f"{provider}:none", "--json"))
+        svc.go()
+        wait_until(lambda t=trace: events_so_far(t), "the event")  # type: ignore[misc]
+        assert [one["pid"] for one in events(ended(trace))] == [svc.pid]
+
+
+@pytest.mark.usefixtures("tracer")
+def test_a_foreign_probe_has_numbered_arguments(service: StartService, usdt: StartCommand) -> None:
+    """With -p the ordinary USDT probes of a library are listed and traced as well."""
+    svc = service(
+        "import ctypes\n"
+        "library = ctypes.CDLL('libstdc++.so.6')\n"
+        "started(); wait()\nlibrary._ZSt17__throw_bad_allocv()\n"
+    )
+    listed = usdt("list", "-p", str(svc.pid))
+    assert listed.wait() == 0
+    if "libstdcxx:throw" not in listed.text:
+        pytest.skip("this libstdc++ is built without USDT probes")
+    trace = tracing(usdt("trace", "libstdcxx:throw", "-p", str(svc.pid), "--json"))
+    svc.go()
+    assert trace.wait() == 0
+    (event,) = events(ended(trace))
+    assert list(event["args"]) == ["arg0", "arg1"]
+    assert event["args"]["arg0"] > 1 << 32  # the exception's address
 
 
 @pytest.mark.usefixtures("tracer")
