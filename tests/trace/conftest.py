@@ -26,8 +26,13 @@ from harness import (
 )
 from harness import _Child as _Child
 
-# The most that bpftrace 0.17 takes; later versions mark what they cut with dots, unless told.
-ROOM = {"BPFTRACE_STRLEN": "200", "BPFTRACE_STR_TRUNC_TRAILER": ""}
+# The most that bpftrace 0.17 takes, by its old and its new name; later versions mark what they cut
+# with dots, unless told.
+ROOM = {
+    "BPFTRACE_STRLEN": "200",
+    "BPFTRACE_MAX_STRLEN": "200",
+    "BPFTRACE_STR_TRUNC_TRAILER": "",
+}
 
 
 def _missing() -> str:
