@@ -18,7 +18,6 @@ from harness import Service, StartBpftrace, StartService, wait_until
 
 import stubgen
 from stubgen.image import file_name
-from usdt import _nop
 
 # A pre-fork server: the parent listens, four workers accept, and one that ends is replaced.
 # GET /PID answers with the worker's pid and its number of requests; /exit ends that worker.
@@ -167,7 +166,7 @@ def test_containers_over_one_layer(
 ) -> None:
     """A stub built into an image layer: one attach counts its containers, and no private copy."""
     shop = stubgen.Provider("shop", (stubgen.Probe("order", (stubgen.Arg("id", "u64"),)),))
-    built = stubgen.build(shop, nop=_nop.choose()[0])
+    built = stubgen.build(shop)
     name = file_name(shop, built)
     image = stubs / "image"
     (image / "app" / "stubs").mkdir(parents=True)
