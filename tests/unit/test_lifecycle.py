@@ -7,6 +7,7 @@ with 0 and a silent stderr.
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -206,16 +207,21 @@ def test_fires_keep_no_reference(shop: usdt.Provider) -> None:
             probe(a=values[0], b=values[1], c=values[2], d=values[3])
             probe.lazy(lambda: values)
             probe(*wrong)
-        probe._listener = lambda _, values: heard.append(len(values))
-        probe(*values)
+        listener = functools.partial(lambda _, values: heard.append(len(values)))
+        references = sys.getrefcount(listener)
+        probe._listener = listener
+        for _ in range(10):
+            probe(*values)
+        assert sys.getrefcount(listener) == references + 1
         probe._listener = None
+        assert sys.getrefcount(listener) == references
         gc.collect()
         assert [sys.getrefcount(thing) for thing in (*values, *wrong, probe, shop)] == counts
         assert abs(sys.getallocatedblocks() - blocks) < 200
         assert abs(sys.getrefcount(None) - none) < 200
     finally:
         sys.unraisablehook = hook
-    assert (probe.dropped, heard) == (25_000, [4])
+    assert (probe.dropped, heard) == (25_000, [4] * 10)
 
 
 def test_a_thousand_loads_grow_nothing(python: Python) -> None:
