@@ -58,8 +58,8 @@ class Python:
         return _quietly(self.executable, "-I", "-c", script).strip()
 
     def nop(self) -> str:
-        """The nop kind of this machine's stubs, and why."""
-        script = "from usdt import _nop; print(*_nop.choose(), sep=': ')"
+        """The nop kind that this machine traces fastest, and why."""
+        script = "from usdt import _nop; print(*_nop.fastest(), sep=': ')"
         return _quietly(self.executable, "-I", "-c", script).strip()
 
 
@@ -83,7 +83,7 @@ def describe(found: list[Python]) -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "bpftrace": _version("bpftrace", "--version"),
         "cc": _version("cc", "--version"),
-        "nop": found[0].nop(),
+        "fastest nop": found[0].nop(),
         **{f"python {python.minor}": python.describe() for python in found},
     }
 

@@ -174,8 +174,8 @@ def traced(python: Python, context: Context) -> Values:
     found: Values = {}
     with Server(argv, stubs=stubs) as ours:
         greeting = json.loads(ours.first)
-        best, paths = greeting["best"], greeting["paths"]
-        others = [nop for nop in paths if nop != best]
+        default, paths = greeting["default"], greeting["paths"]
+        others = [nop for nop in paths if nop != default]
         callers = {
             nop: Server([str(context.program), path, *_SYMBOLS], stubs=stubs)
             for nop, path in paths.items()
@@ -196,8 +196,8 @@ def traced(python: Python, context: Context) -> Values:
                     lambda: all(one.ask("?") == "1" for one in (ours, *callers.values()))
                 )
                 for _ in range(TRACED_ROUNDS):
-                    ns = {name: python_call(best, name) for name in _TRACED}
-                    in_c = c(best)
+                    ns = {name: python_call(default, name) for name in _TRACED}
+                    in_c = c(default)
                     for name, value in ns.items():
                         _add(found, f"traced_{name}", value)
                     _add(found, "traced_c", in_c)

@@ -109,8 +109,8 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--nop",
         choices=kinds,
-        help="nop kind at the sites (default: a stub for each, and programs take the one that "
-        "their kernel likes best)",
+        help="nop kind at the sites (default: a stub for each; a program takes the one that its "
+        "Provider asks for)",
     )
     build.set_defaults(run=_build)
 

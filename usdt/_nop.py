@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Which nop kind this kernel traces fastest: the one per-machine choice in a stub.
+"""Which nop kind this kernel traces fastest, for providers that ask for it.
 
-Every process of a machine must come to the same answer, because the kind is part of the stub's
-path; nothing about the process but its kernel and CPU may enter.
+Not the default: see docs/support.md. Every process of a machine must come to the same answer,
+because the kind is part of the stub's path; only the kernel and the CPU may enter.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 
 from usdt import _probe
 
-__all__ = ["choose"]
+__all__ = ["fastest"]
 
 
-def choose() -> tuple[str, str]:
-    """The nop kind for stubs of this machine, and the reason in a few words."""
+def fastest() -> tuple[str, str]:
+    """The nop kind that costs a traced program least here, and the reason in a few words."""
     system = os.uname()
     if system.machine != "x86_64":
         return "nop1", f"the only kind on {system.machine}"

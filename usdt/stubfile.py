@@ -84,18 +84,19 @@ def open_stub(
     """Map the stub of `provider`: the mapping, and the path at which tracers find the file.
 
     built: directories that may hold stubs made ahead (`usdt-stubgen build`); they are as trusted
-    as the program's own code.  nop: a nop kind to insist on.  Raises LoadError.
+    as the program's own code.  nop: a nop kind, "fastest", or None for the safe one.  Raises
+    LoadError.
     """
     machine = os.uname().machine
     if sys.platform != "linux" or machine not in MACHINES or sys.maxsize < 2**32:
         raise LoadError(f"no stubs for {sys.platform} on {machine} ({sys.maxsize:#x})")
-    kind = nop or _nop.choose()[0]
+    kind = _nop.fastest()[0] if nop == "fastest" else nop or MACHINES[machine].default_nop
     if kind not in MACHINES[machine].nops:
         raise LoadError(f"no nop kind {kind!r} on {machine}: leave `nop` out of the Provider")
     image = stubgen.build(provider, arch=machine, nop=kind)
     name = file_name(provider, image)
     refused = []
-    for path in _built_paths(provider, built, machine, kind, image):
+    for path in _built_paths(built, name, image):
         try:
             return Stub(path), path
         except OSError as error:
@@ -129,29 +130,16 @@ def open_stub(
     )
 
 
-def _built_paths(
-    provider: stubgen.Provider, built: list[str], machine: str, kind: str, image: bytes
-) -> Iterator[str]:
-    """Files made ahead that hold a stub of exactly this provider; the wanted nop kind first."""
-    directories = [os.path.abspath(path) for path in built if os.path.isdir(path)]
-    if not directories:
-        return
-    images = [image]
-    images += [
-        stubgen.build(provider, arch=machine, nop=other)
-        for other in MACHINES[machine].nops
-        if other != kind
-    ]
-    for candidate in images:
-        name = file_name(provider, candidate)
-        for directory in directories:
-            path = f"{directory}/{name}"
-            try:
-                with open(path, "rb") as file:
-                    if file.read(len(candidate) + 1) == candidate:
-                        yield path
-            except OSError:
-                continue
+def _built_paths(directories: list[str], name: str, image: bytes) -> Iterator[str]:
+    """Files made ahead that are exactly this stub."""
+    for directory in directories:
+        path = f"{os.path.abspath(directory)}/{name}"
+        try:
+            with open(path, "rb") as file:
+                if file.read(len(image) + 1) == image:
+                    yield path
+        except OSError:
+            continue
 
 
 def _place(directory: str, name: str, image: bytes, *, write: bool) -> None:

@@ -18,7 +18,7 @@ from time import perf_counter
 
 import usdt
 from stubgen.arch import MACHINES
-from usdt import _nop, f64, stapsdt, testing, u64
+from usdt import f64, stapsdt, testing, u64
 
 # Rounds are shorter than a time slice, so that most of them are not interrupted.
 ROUNDS, COUNT = 240, 5_000
@@ -136,12 +136,13 @@ def bodies(nop, library):
 def main():
     gc.disable()
     library = ctypes.PyDLL(sys.argv[1])
-    best, _ = _nop.choose()
+    machine = MACHINES[uname().machine]
+    default = machine.default_nop
     if "--serve" in sys.argv:
-        made = {nop: bodies(nop, library) for nop in MACHINES[uname().machine].nops}
-        serve(best, made)
+        made = {nop: bodies(nop, library) for nop in machine.nops}
+        serve(default, made)
         return
-    _, wanted = bodies(best, library)
+    _, wanted = bodies(default, library)
     runs = {name: (timed(statement), f) for name, (statement, f) in wanted.items()}
     found = {name: [] for name in runs}
     for _ in range(ROUNDS):
@@ -155,14 +156,14 @@ def main():
     print(json.dumps(found))
 
 
-def serve(best, made):
+def serve(default, made):
     runs = {
         (nop, name): (timed(statement), f)
         for nop, (_, wanted) in made.items()
         for name, (statement, f) in wanted.items()
     }
     paths = {nop: provider.paths[0] for nop, (provider, _) in made.items()}
-    print(json.dumps({"best": best, "paths": paths}), flush=True)
+    print(json.dumps({"default": default, "paths": paths}), flush=True)
     for line in sys.stdin:
         if line == "?\n":
             print(int(all(probe for p, _ in made.values() for probe in p.probes)), flush=True)

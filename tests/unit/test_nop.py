@@ -77,7 +77,7 @@ def test_the_kind_follows_from_the_machine(
     monkeypatch.setattr(_probe, "uprobe_syscall", uprobe_syscall)
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "open", opened)
-        chosen, reason = _nop.choose()
+        chosen, reason = _nop.fastest()
     assert chosen == kind
     assert chosen in MACHINES[machine].nops
     assert reason
@@ -87,8 +87,8 @@ def test_the_kind_follows_from_the_machine(
 
 def test_this_machine_has_one_answer() -> None:
     """The choice is the same twice, and a kind of this machine's row."""
-    kind, _ = _nop.choose()
-    assert kind == _nop.choose()[0]
+    kind, _ = _nop.fastest()
+    assert kind == _nop.fastest()[0]
     assert kind in MACHINES[os.uname().machine].nops
 
 
@@ -97,7 +97,7 @@ def test_the_system_call_is_harmless() -> None:
     if os.uname().machine == "x86_64" and _nop._version(os.uname().release) >= (6, 18):
         assert _probe.uprobe_syscall() in (errno.ENXIO, errno.ENOSYS, errno.EPROTO)
     else:
-        assert _nop.choose()[0] == "nop1"
+        assert _nop.fastest()[0] == "nop1"
 
 
 def test_a_process_under_a_filter_agrees_with_the_others(python: object) -> None:

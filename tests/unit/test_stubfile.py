@@ -21,12 +21,12 @@ import stubgen
 import usdt
 from stubgen.arch import MACHINES
 from stubgen.image import file_name
-from usdt import _nop, stubfile
+from usdt import stubfile
 from usdt.stubfile import LoadError, open_directory, open_stub
 
 MACHINE = os.uname().machine
 SHOP = stubgen.Provider("shop", (stubgen.Probe("order", (stubgen.Arg("id", "u64"),)),))
-IMAGE = stubgen.build(SHOP, arch=MACHINE, nop=_nop.choose()[0])
+IMAGE = stubgen.build(SHOP, arch=MACHINE)
 NAME = file_name(SHOP, IMAGE)
 
 LOAD = """
@@ -650,7 +650,7 @@ def test_a_memory_stub_the_loader_refuses_is_closed(monkeypatch: pytest.MonkeyPa
 def built(directory: Path, *, nop: str | None = None, provider: stubgen.Provider = SHOP) -> Path:
     """Put a stub where `usdt-stubgen build -o` would."""
     directory.mkdir(exist_ok=True)
-    image = stubgen.build(provider, arch=MACHINE, nop=nop or _nop.choose()[0])
+    image = stubgen.build(provider, arch=MACHINE, nop=nop)
     path = directory / file_name(provider, image)
     path.write_bytes(image)
     return path
@@ -685,13 +685,17 @@ def test_a_stub_beside_the_module_is_found(python: Callable[..., str], tmp_path:
     assert python(f"{LOAD}\nassert shop.load(); print(shop.paths[0])").strip() == str(path)
 
 
-def test_a_stub_with_another_nop_kind_serves(stub_dir: Path, tmp_path: Path) -> None:
-    """An image built elsewhere may have the other kind: it is used, but the wanted one first."""
-    kinds = sorted(MACHINES[MACHINE].nops, key=_nop.choose()[0].__eq__)
-    for kind in kinds:  # the wanted one last
-        path = built(tmp_path / "ahead", nop=kind)
-        assert mapped_path([str(tmp_path / "ahead")]) == str(path)
+def test_a_stub_made_ahead_has_the_nop_kind_that_is_asked_for(
+    stub_dir: Path, tmp_path: Path
+) -> None:
+    """Of the kinds in one directory each provider takes its own, and no other will do."""
+    ahead = tmp_path / "ahead"
+    for kind in MACHINES[MACHINE].nops:
+        path = built(ahead, nop=kind)
+        assert open_stub(SHOP, built=[str(ahead)], nop=kind)[1] == str(path)
     assert list(stub_dir.iterdir()) == []
+    (ahead / NAME).unlink()
+    assert mapped_path([str(ahead)]) == f"{stub_dir}/{NAME}"
 
 
 @pytest.mark.parametrize("spoil", [flipped, truncated, longer, empty])
