@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE as PATIENCE
 from harness import (
     PRELUDE,
     Bpftrace,
@@ -24,7 +23,6 @@ from harness import (
     environment,
     wait_until,
 )
-from harness import _Child as _Child
 
 # The most that bpftrace 0.17 takes, by its old and its new name; later versions mark what they cut
 # with dots, unless told.

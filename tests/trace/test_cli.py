@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, StartService, _Child, environment, wait_until
+from harness import PATIENCE, StartService, _Child, environment, wait_until
 
 StartCommand = Callable[..., _Child]
 
