@@ -133,12 +133,12 @@ def open_stub(
 def _built_paths(directories: list[str], name: str, image: bytes) -> Iterator[str]:
     """Files made ahead that are exactly this stub."""
     for directory in directories:
-        path = f"{os.path.abspath(directory)}/{name}"
         try:
+            path = f"{os.path.abspath(directory)}/{name}"
             with open(path, "rb") as file:
                 if file.read(len(image) + 1) == image:
                     yield path
-        except OSError:
+        except (OSError, ValueError):  # no such directory, or no name of one
             continue
 
 
