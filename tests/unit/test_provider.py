@@ -18,7 +18,7 @@ from forced import force, mappings
 import stubgen
 import usdt
 from stubgen.argtypes import BY_NAME
-from usdt import i32, u64
+from usdt import _nop, i32, u64
 
 PREAMBLE = """
 import usdt
@@ -496,3 +496,43 @@ def test_each_nop_kind_of_this_machine_loads_and_fires(nop: str) -> None:
     assert image == stubgen.build(provider.spec, arch=os.uname().machine, nop=nop)
     force(probe)
     probe(*range(12))
+
+
+def test_the_fastest_nop_kind_is_this_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nop="fastest"` takes what usdt._nop says; without it the kernel is not asked."""
+    machine = os.uname().machine
+    for kind in stubgen.image.MACHINES[machine].nops:
+        monkeypatch.setattr(_nop, "fastest", lambda kind=kind: (kind, "said so"))
+        provider = usdt.Provider("shop", nop="fastest")
+        provider.add_probe("event")
+        assert provider.load()
+        image = stubgen.build(provider.spec, arch=machine, nop=kind)
+        assert pathlib.Path(provider.paths[0]).read_bytes() == image
+    monkeypatch.delattr(_nop, "fastest")
+    provider = usdt.Provider("shop")
+    provider.add_probe("event")
+    assert provider.load()
+
+
+@pytest.mark.parametrize("stubs", ["missing", "with\0nul", "relative/stubs", "/dev/null"])
+def test_a_directory_of_stubs_that_is_none_is_ignored(stubs: str) -> None:
+    """The program makes its own stub, and no call raises."""
+    provider = usdt.Provider("shop", stubs=stubs)
+    provider.add_probe("event")
+    assert provider.load()
+
+
+def test_load_does_not_need_a_working_directory(python: Callable[..., str]) -> None:
+    """Relative directories of stubs are left out where nothing can be relative."""
+    program = """
+import os, tempfile
+import usdt
+gone = tempfile.mkdtemp()
+os.chdir(gone)
+os.rmdir(gone)
+os.environ["USDT_STUB_PATH"] = "relative"
+shop = usdt.Provider("shop", stubs="stubs")
+shop.add_probe("event")
+assert shop.load(), shop.why_not
+"""
+    python(program)

@@ -76,7 +76,8 @@ def disown(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:
         os.chown(path, 65534, 65534)
     else:
-        monkeypatch.setattr(os, "geteuid", lambda: 65534)
+        other = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: other)
 
 
 # --- directories
