@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import mmap
 import os
 import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO
 
-from stubgen.found import FoundProbe
 from usdt._command import CANNOT, CommandError
 from usdt.script import STRING_ROOM
 
-__all__ = ["OLDEST", "PIPE_SIZE", "Bpftrace", "Watch", "complaints", "locate", "version_of"]
+__all__ = ["OLDEST", "PIPE_SIZE", "Bpftrace", "complaints", "locate", "version_of"]
 
 OLDEST = (0, 17)
 _INSTALL = "sudo apt-get install bpftrace"
@@ -74,50 +71,6 @@ def locate() -> str:
     if os.geteuid() != 0:
         raise CommandError("bpftrace runs as root only: run again with sudo", CANNOT)
     return path
-
-
-class Watch:
-    """Says when a tracer has attached to probes of one file, by their semaphores.
-
-    Maps the file as a process that has loaded it does, and the kernel raises the semaphores here
-    as it does there. Files without a semaphore, or on a noexec file system, count as attached.
-    """
-
-    def __init__(self, fd: int, probes: Sequence[FoundProbe]) -> None:
-        self._pages: dict[tuple[int, int], mmap.mmap] = {}
-        self._semaphores: list[tuple[mmap.mmap, int]] = []
-        with suppress(OSError, ValueError):
-            if not os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
-                size = os.fstat(fd).st_size
-                for probe in probes:
-                    self._add(fd, size, probe)
-
-    def _add(self, fd: int, size: int, probe: FoundProbe) -> None:
-        if probe.site_offset is None or probe.semaphore_offset is None:
-            return
-        # The kernel counts a semaphore where it finds the probe's code mapped beside it.
-        self._page(fd, size, probe.site_offset, mmap.PROT_READ)
-        writable = mmap.PROT_READ | mmap.PROT_WRITE
-        self._semaphores.append(self._page(fd, size, probe.semaphore_offset, writable))
-
-    def _page(self, fd: int, size: int, offset: int, prot: int) -> tuple[mmap.mmap, int]:
-        start = offset & -mmap.PAGESIZE
-        page = self._pages.get((start, prot))
-        if page is None:
-            length = min(mmap.PAGESIZE, size - start)
-            page = mmap.mmap(fd, length, flags=mmap.MAP_PRIVATE, prot=prot, offset=start)
-            self._pages[start, prot] = page
-        return page, offset - start
-
-    def attached(self) -> bool:
-        return all(page[at : at + 2] != b"\0\0" for page, at in self._semaphores)
-
-    def close(self) -> None:
-        """No longer look like a process that has the file loaded."""
-        self._semaphores.clear()
-        for page in self._pages.values():
-            page.close()
-        self._pages.clear()
 
 
 class Bpftrace:

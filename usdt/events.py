@@ -49,7 +49,8 @@ Value = int | float | Text | Blob | None
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Probes are about to be attached. pid: bpftrace's own, as its BPF programs see it."""
+    """Every probe is attached: bpftrace prints nothing before. pid: bpftrace's own, as its BPF
+    programs see it."""
 
     pid: int
 

@@ -17,16 +17,15 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from usdt import bpftrace
 from usdt._command import CANNOT, FAILED, CommandError, printable
-from usdt.bpftrace import PIPE_SIZE, Bpftrace, Watch
+from usdt.bpftrace import PIPE_SIZE, Bpftrace
 from usdt.events import Assembler, Begin, Event, Lost, Table
 from usdt.report import Report
 from usdt.script import Target
 
 __all__ = ["Session"]
 
-#: Seconds that attaching may take before it is taken for done, and that bpftrace may say nothing
-#: while it ends.
-_ATTACH, _END = 10.0, 10.0
+#: Seconds that bpftrace may say nothing while it ends.
+_END = 10.0
 
 #: Seconds that the kernel may take to detach one probe, before bpftrace prints its maps.
 _DETACH = 0.5
@@ -35,6 +34,9 @@ _DETACH = 0.5
 #: to end, bpftrace drops what it has not read.
 _QUIET = 0.3
 
+#: Milliseconds until something may be due; a signal's handler does not end a poll.
+_TURN = 100
+
 
 class Session:
     """pid: the one process that is traced, whose end ends the trace; duration: seconds."""
@@ -42,13 +44,11 @@ class Session:
     def __init__(
         self,
         targets: Sequence[Target],
-        watches: Sequence[Watch],
         report: Report,
         *,
         pid: int | None,
         duration: float | None,
     ) -> None:
-        self._watches = watches
         self._report = report
         self._pid = pid
         self._duration = duration
@@ -59,7 +59,6 @@ class Session:
         self._deadline = 0.0
         self._asked = self._gone = False
         self._tracer_pid = 0
-        self._began = False
         self._attached = False
         self._ending = False
 
@@ -119,10 +118,9 @@ class Session:
                 process = os.pidfd_open(self._pid)
                 stack.callback(os.close, process)
                 poller.register(process, select.POLLIN)
-        self._deadline = time.monotonic() + _ATTACH
         open_ = {tracer.stdout, tracer.stderr}
         while open_:
-            for fd, _ in poller.poll(self._wait()):
+            for fd, _ in poller.poll(_TURN):
                 if fd in open_:
                     data = os.read(fd, PIPE_SIZE)
                     if not data:
@@ -148,26 +146,18 @@ class Session:
         elif self._gone and self._attached:
             self._deadline = time.monotonic() + _QUIET
 
-    def _wait(self) -> float:
-        """Milliseconds until something may be due; a signal's handler does not end a poll."""
-        return 100 if self._attached or self._ending else 10
-
     def _progress(self, tracer: Bpftrace) -> None:
         now = time.monotonic()
         if self._ending:
             if now > self._deadline:
                 tracer.kill()
-        elif self._asked:
+        elif self._asked or (self._attached and self._bounded and now > self._deadline):
             self._end(tracer)
-        elif not self._attached:
-            if self._began and (all(w.attached() for w in self._watches) or now > self._deadline):
-                self._attached = True
-                for watch in self._watches:
-                    watch.close()
-                self._report.start()
-                self._deadline = now + (self._duration or _QUIET)
-        elif (self._gone or self._duration is not None) and now > self._deadline:
-            self._end(tracer)
+
+    @property
+    def _bounded(self) -> bool:
+        """Whether the deadline is that of the whole trace."""
+        return self._gone or self._duration is not None
 
     def _read(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -191,17 +181,19 @@ class Session:
                 self._begin(value)
 
     def _begin(self, value: Begin) -> None:
-        self._began = True
-        if value.pid == self._tracer_pid:
-            return
-        # Older versions see the pids of the machine, whatever the container.
-        if self._pid is not None:
-            raise CommandError(
-                "bpftrace sees other pids than this container: run again on the host, or without "
-                "-p",
-                CANNOT,
-            )
-        self._report.note("the pids are those of the host")
+        if value.pid != self._tracer_pid:
+            # Older versions see the pids of the machine, whatever the container.
+            if self._pid is not None:
+                raise CommandError(
+                    "bpftrace sees other pids than this container: run again on the host, or "
+                    "without -p",
+                    CANNOT,
+                )
+            self._report.note("the pids are those of the host")
+        self._attached = True
+        if not self._ending:
+            self._report.start()
+            self._deadline = time.monotonic() + (self._duration or _QUIET)
 
     def _failed(self, status: int) -> None:
         """bpftrace ended before it had attached."""

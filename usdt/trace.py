@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from stubgen.found import Elf, FoundProbe
 from usdt import bpftrace, find, script
 from usdt._command import USAGE, CommandError
-from usdt.bpftrace import Watch
 from usdt.report import Report
 from usdt.script import Target
 from usdt.session import Session
@@ -37,9 +36,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file to attach to, held open. path: the name by which bpftrace is told of it."""
+    """A file to attach to. path: the name by which bpftrace is told of it."""
 
-    fd: int
     path: str
     elf: Elf
     probes: tuple[FoundProbe, ...]
@@ -71,10 +69,7 @@ def trace(request: Request) -> None:
         mode = "count" if request.count else "hist" if request.hist is not None else "events"
         report = Report(targets, json=request.json, mode=mode, arg=request.hist)
         text = _text(request, targets, refresh=report.live)
-        watches = [Watch(file.fd, file.probes) for file in files]
-        for watch in watches:
-            stack.callback(watch.close)
-        session = Session(targets, watches, report, pid=request.pid, duration=request.duration)
+        session = Session(targets, report, pid=request.pid, duration=request.duration)
         session.run(program, text)
 
 
@@ -114,7 +109,7 @@ def _files(request: Request, stack: ExitStack) -> list[_File]:
             name = f"/proc/{os.getpid()}/fd/{fd}"
         usable = tuple(probe for probe in probes.values() if script.usable(name, probe))
         if usable:
-            files.append(_File(fd, name, elf, usable))
+            files.append(_File(name, elf, usable))
     return files
 
 
