@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from weakref import WeakSet
+from weakref import ref
 
 import stubgen
 from stubgen.arch import MACHINES
@@ -34,7 +34,8 @@ __all__ = ["Provider", "strict"]
 _CO_VARARGS, _CO_VARKEYWORDS = 0x04, 0x08
 _CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200
 
-_providers: WeakSet[Provider] = WeakSet()
+# A dict and not a WeakSet: it is copied in one step while other threads make providers.
+_providers: dict[int, ref[Provider]] = {}
 _strict = False
 _listener: Callable[[Probe[...], tuple[Any, ...]], None] | None = None
 
@@ -60,7 +61,8 @@ def listen(listener: Callable[[Probe[...], tuple[Any, ...]], None] | None) -> No
 
 
 def _all_probes() -> list[Probe[...]]:
-    return [probe for provider in list(_providers) for probe in provider.probes]
+    alive = [reference() for reference in list(_providers.values())]
+    return [probe for provider in alive if provider is not None for probe in provider.probes]
 
 
 class Provider:
@@ -90,7 +92,8 @@ class Provider:
         module = sys._getframe(1).f_globals.get("__file__")
         beside = os.path.join(os.path.dirname(module), "stubs") if module else None
         self._built = [os.fspath(path) for path in (stubs, beside) if path]
-        _providers.add(self)
+        key = id(self)
+        _providers[key] = ref(self, lambda _: _providers.pop(key, None))
 
     @property
     def name(self) -> str:
