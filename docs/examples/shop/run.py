@@ -37,6 +37,9 @@ FEW, MANY = len(MIX), 30 * len(MIX)
 #: Seconds until a tracer must have attached, or what was fired must have been printed.
 PATIENCE = 15.0
 
+#: Seconds between the rise of a probe's semaphore and the tracer's program being at the site.
+SETTLE = 0.3
+
 # A line of `usdt trace`: time, process, probe; the probe's name is group 1.
 EVENT = re.compile(r"\S+ \d+ shop:(\w+)")
 
@@ -172,6 +175,7 @@ def attached(
                 tracer.stop()
                 raise CannotTraceError((tracer.lines or [f"{argv[0]} does not attach"])[-1])
             time.sleep(0.02)
+        time.sleep(SETTLE)
         yield tracer
 
 
