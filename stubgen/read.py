@@ -312,7 +312,7 @@ def read_pid(pid: int, cache: dict[tuple[str, str], Elf | None] | None = None) -
             seen.add(key)
             path, deleted = rest[0].replace("\\012", "\n"), rest[0].endswith(" (deleted)")
             path = path.removesuffix(" (deleted)") if deleted else path
-            reach = _reach(pid, path, span)
+            reach = _descriptor(pid, rest[0], inode) or _reach(pid, path, span)
             if key not in cache:
                 try:
                     cache[key] = read_path(reach)
@@ -327,6 +327,19 @@ def read_pid(pid: int, cache: dict[tuple[str, str], Elf | None] | None = None) -
                 Mapped(path, reach, deleted, bias, replace(elf, path=path), _values(mem, elf, bias))
             )
     return mapped
+
+
+def _descriptor(pid: int, path: str, inode: str) -> str | None:
+    """The process's own descriptor of a memfd, which its user may open too; None for a file."""
+    if not path.startswith("/memfd:"):
+        return None
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            reach = f"/proc/{pid}/fd/{name}"
+            with suppress(OSError):
+                if os.readlink(reach) == path and os.stat(reach).st_ino == int(inode):
+                    return reach
+    return None
 
 
 def _reach(pid: int, path: str, span: str) -> str:

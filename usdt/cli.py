@@ -208,7 +208,9 @@ def _print_process(process: Process) -> None:
 
     print(printable(f"{process.pid} {process.comm}"))
     for file in process.files:
-        print(printable(f"  {file.path}{' (deleted)' * file.deleted}"))
+        # What to give to a tracer, and where that is another name, the program's own.
+        name = f"{file.reach}  {file.path} (deleted)" if file.deleted else file.path
+        print(printable(f"  {name}"))
         for index, _ in enumerate(file.elf.probes):
             heard = {True: "listening", False: "-", None: "?"}[file.listening(index)]
             print(printable(f"    {heard:<9}  {find.signature(file.elf, index)}"))

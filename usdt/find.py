@@ -150,6 +150,7 @@ def entry(process: Process) -> dict[str, Any]:
         "files": [
             {
                 "path": file.path,
+                "reach": file.reach,
                 "deleted": file.deleted,
                 "stub": file.elf.is_stub,
                 "probes": [_probe_entry(file, index) for index, _ in enumerate(file.elf.probes)],
