@@ -24,7 +24,7 @@ from ustack.elf import (
     read_elf,
     to_virtual,
 )
-from ustack.elfsym import FunctionSymbol, Symbols, function_symbols
+from ustack.elfsym import FunctionSymbol, Symbols, function_symbols, is_complete
 from ustack.frame import FileOffset, Reason, VirtOffset
 
 __all__ = ["Binaries", "Binary", "Unread", "open_regular"]
@@ -106,11 +106,11 @@ class Binaries:
 def _with_symbols(source: Source, elf: Elf, path: str, root: str) -> Binary:
     problem = ""
     with _debug_file(source, elf, path, root) as extra:
-        try:
-            return Binary(elf, function_symbols(source, elf, extra=extra))
-        except (DamagedError, OSError) as error:
-            problem = f"{path}: {error}"
-    # Half of the symbols would give wrong names to the addresses of the other half.
+        for tried in dict.fromkeys((extra, None)):
+            try:
+                return Binary(elf, function_symbols(source, elf, extra=tried), problem)
+            except (DamagedError, OSError) as error:
+                problem = f"{path}: {'its debug file: ' if tried else ''}{error}"
     return Binary(elf, Symbols([], b"", []), problem)
 
 
@@ -119,7 +119,7 @@ def _debug_file(
     source: Source, elf: Elf, path: str, root: str
 ) -> Iterator[tuple[Source, Elf] | None]:
     """The file that the symbols were split off to, open; None where the file has its own."""
-    if elf.section(".symtab") is not None:
+    if is_complete(elf):
         yield None
         return
     link = debug_link(source, elf)

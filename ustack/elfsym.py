@@ -30,7 +30,7 @@ from ustack.elf import (
 from ustack.frame import VirtOffset
 from ustack.plt import plt_stubs
 
-__all__ = ["FunctionSymbol", "Symbols", "function_symbols"]
+__all__ = ["FunctionSymbol", "Symbols", "function_symbols", "is_complete"]
 
 # elf.h
 _STT_FUNC, _STT_GNU_IFUNC = 2, 10
@@ -100,17 +100,17 @@ def function_symbols(
 ) -> Symbols:
     """Functions of the file, and of `extra`: the file its debug symbols were split off to.
 
-    Raises DamagedError. A full .symtab makes .dynsym and .gnu_debugdata superfluous: it has both.
+    Raises DamagedError.
     """
     rows: list[_Row] = []
     texts: list[bytes] = []
-    full = _read_tables(source, elf, SHT_SYMTAB, rows, texts)
-    if not full and extra is not None:
-        full = _read_tables(*extra, SHT_SYMTAB, rows, texts)
-    if not full:
+    _read_tables(source, elf, SHT_SYMTAB, rows, texts)
+    if not is_complete(elf):
         _read_tables(source, elf, SHT_DYNSYM, rows, texts)
         packed = elf.section(".gnu_debugdata")
-        if packed is not None:
+        if extra is not None:
+            _read_tables(*extra, SHT_SYMTAB, rows, texts)
+        elif packed is not None:
             inner = BytesSource(_unpack(section_bytes(source, packed)))
             _read_tables(inner, read_elf(inner), SHT_SYMTAB, rows, texts)
     base = sum(map(len, texts))
@@ -122,9 +122,19 @@ def function_symbols(
     return Symbols(rows, b"".join(texts), executable)
 
 
-def _read_tables(source: Source, elf: Elf, type: int, rows: list[_Row], texts: list[bytes]) -> bool:
-    """Add what the tables of that type say; False where they name no function."""
-    before = len(rows)
+def is_complete(elf: Elf) -> bool:
+    """Whether the file's .symtab has all there is to know: then it has all of .dynsym too.
+
+    `strip --keep-symbol` leaves a few symbols of the many.
+    """
+    full, dynamic = (
+        sum(s.size for s in elf.sections if s.type == kind) for kind in (SHT_SYMTAB, SHT_DYNSYM)
+    )
+    return full > 0 and full >= dynamic
+
+
+def _read_tables(source: Source, elf: Elf, type: int, rows: list[_Row], texts: list[bytes]) -> None:
+    """Add what the tables of that type say."""
     for section in elf.sections:
         if section.type != type or not section.size:
             continue
@@ -151,7 +161,6 @@ def _read_tables(source: Source, elf: Elf, type: int, rows: list[_Row], texts: l
                 for name, value, size, info, _, index in symbol.iter_unpack(data)
                 if info in _RANK and index and name
             ]
-    return len(rows) > before
 
 
 def _unpack(data: bytes) -> bytes:
