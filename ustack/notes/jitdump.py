@@ -17,9 +17,9 @@ __all__ = ["MAX_DEBUG_INFO", "MAX_NAME", "MAX_RECORD", "JitDump"]
 #: Longest function name, in bytes, its end included.
 MAX_NAME = 1 << 20
 #: Largest record in bytes: beyond it, what is read is no record header.
-MAX_RECORD = 1 << 28
+MAX_RECORD = 1 << 26
 #: Largest JIT_CODE_DEBUG_INFO record in bytes; line tables beyond it are left out.
-MAX_DEBUG_INFO = 1 << 24
+MAX_DEBUG_INFO = 1 << 22
 
 _MAGIC = 0x4A695444  # 'JiTD'
 _VERSIONS = (1, 2)
@@ -27,6 +27,8 @@ _ARCH_TIMESTAMP = 1  # JITDUMP_FLAGS_ARCH_TIMESTAMP
 _MAX_HEADER = 1 << 12
 #: Types that a future version may add are below this; what is above it is no record header.
 _MAX_TYPE = 1 << 10
+#: 9 years of nanoseconds since boot.
+_MAX_TIME = 1 << 58
 _LOAD, _MOVE, _DEBUG_INFO, _CLOSE = 0, 1, 2, 3
 
 #: V8 marks its dumps in the header's padding. Its line tables start 0x40 bytes late, where a perf
@@ -73,6 +75,8 @@ class JitDump:
         self._position = 0  # in the dump, of _data
         self._structs = _STRUCTS["<"]
         self._late = 0
+        self._lost = False
+        self._pid = b""  # as a load has it
         self._lines: tuple[int, Lines] | None = None
         self._loaded: dict[int, Note] = {}
 
@@ -97,7 +101,7 @@ class JitDump:
 
     def finish(self, when: int, *, since: int = 0) -> list[Note | End]:
         """Say what is missing at the end: for files that will not grow any more."""
-        if not self.stopped and (self._data or self._skip or not self.version):
+        if not self.stopped and not self._lost and (self._data or self._skip or not self.version):
             self._damage(f"at byte {self._position}: the dump ends in it")
         return []
 
@@ -118,11 +122,18 @@ class JitDump:
         prefix = self._structs[1]
         if len(data) - at < prefix.size:
             return 0
-        kind, size, time = prefix.unpack_from(data, at)
         position = self._position + at
-        if not prefix.size <= size <= MAX_RECORD or kind >= _MAX_TYPE:
-            self.stopped = f"no record starts at byte {position} (type {kind}, size {size})"
-            return 0
+        if self._lost:
+            if len(data) - at < prefix.size + self._structs[2].size:
+                return 0
+            if gap := self._gap(data, at):
+                return gap
+        kind, size, time = prefix.unpack_from(data, at)
+        if not self._plausible(kind, size, time):
+            self._damage(f"at byte {position}: no record starts there")
+            self._lost = True
+            return self._gap(data, at)
+        self._lost = False
         if self.clock == "monotonic":
             since = when = time
         read = _READERS.get(kind)
@@ -152,11 +163,34 @@ class JitDump:
                 return 0
             self._structs = structs
             self.version, self.machine, self.pid = version, machine, pid
+            self._pid = structs[0].pack(pid, *[0] * 7)[:4]
             self.clock = "arch" if flags & _ARCH_TIMESTAMP else "monotonic"
             self._late = _V8_LATE if padding == _V8 else 0
             return int(size)
         self.stopped = "it is no jitdump: its first bytes are not 'JiTD'"
         return 0
+
+    def _plausible(self, kind: int, size: int, time: int) -> bool:
+        """Whether a record may begin like this."""
+        likely = kind < _MAX_TYPE and self._structs[1].size <= size <= MAX_RECORD
+        return likely and (time < _MAX_TIME or self.clock != "monotonic")
+
+    def _gap(self, data: bytes, at: int) -> int:
+        """Bytes to the next load, which is known by its pid and by fields that agree.
+
+        N.B. not only for broken disks: when a process forks between two flushes of its buffer,
+        the child writes half a record into its parent's dump. CPython's do.
+        """
+        prefix, load = self._structs[1:3]
+        pid = data.find(self._pid, at + prefix.size)
+        while 0 <= pid <= len(data) - load.size:
+            kind, size, time = prefix.unpack_from(data, pid - prefix.size)
+            _, _, vma, address, length, _ = load.unpack_from(data, pid)
+            fits = prefix.size + load.size + length < size and vma == address
+            if kind == _LOAD and fits and self._plausible(kind, size, time):
+                return pid - prefix.size - at
+            pid = data.find(self._pid, pid + 1)
+        return max(len(data) - at - prefix.size - load.size + 1, 0)
 
     def _damage(self, why: str) -> None:
         self.damaged += 1
@@ -172,7 +206,9 @@ class JitDump:
         lines, self._lines = self._lines, None
         if not end:
             raise _DamageError("a load whose name does not end")
-        if length > left or address + length > ADDRESSES:
+        if address + length > ADDRESSES:
+            raise _DamageError("a load past the end of memory")
+        if length > left:
             raise _DamageError(f"a load of {length} bytes of code, of which it has {max(left, 0)}")
         note = Note(
             address,

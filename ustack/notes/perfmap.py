@@ -19,8 +19,8 @@ __all__ = ["MAX_NAME", "PerfMap"]
 MAX_NAME = 1 << 20
 
 _LINE = re.compile(
-    rb"^(?:0[xX])?([0-9a-fA-F]{1,16})[ \t](?:0[xX])?([0-9a-fA-F]{1,16})(?:[ \t]([^\n]{0,%d}))?$"
-    % (MAX_NAME + 1),  # and a CR
+    rb"^(?:0[xX])?([0-9a-fA-F]{1,16})[ \t](?:0[xX])?([0-9a-fA-F]{1,16})(?:[ \t]([^\n]{0,%d})\r?)?$"
+    % MAX_NAME,
     re.MULTILINE,
 )
 _LONGEST = 2 + 16 + 1 + 2 + 16 + 1 + MAX_NAME + 1  # what _LINE can match

@@ -67,9 +67,12 @@ class Table:
         """What is true after everything: (start, end, note), by address; a note may come twice."""
         if self._new:
             self._index()
-        starts = sorted({bound for level in self._levels for bound in level.bounds})
+        bounds = {bound for level in self._levels for bound in level.bounds}
+        if any(type(entry) is End for entry in self._entries):
+            for entry in self._entries:  # below an End, levels do not see where owners change
+                bounds |= {entry.start, entry.start + entry.size}
         found: list[tuple[int, int, Note]] = []
-        for start, end in pairwise(starts):
+        for start, end in pairwise(sorted(bounds)):
             here = self.lookup(start)
             if here and found and found[-1][1] == start and found[-1][2] is here[0]:
                 found[-1] = (found[-1][0], end, here[0])

@@ -31,6 +31,12 @@ _MEMORY = 64
 #: The clock of file times lags behind by up to a timer tick, 10 ms at most.
 _COARSE = 10_000_000
 
+_GONE = "process {pid} is gone, and who wrote its perf map cannot be told any more"
+_NOTHING = (
+    "process {pid} has no perf map and no jitdump: start it with 'python -X perf' or "
+    "'node --perf-basic-prof', or ask a JVM with 'jcmd {pid} Compiler.perfmap'"
+)
+
 
 class Parser(Protocol):
     """What PerfMap and JitDump have in common."""
@@ -101,12 +107,8 @@ class Tail:
         found = [reason for file in self._files.values() for reason in file.reasons()]
         found += self._refused.values()
         if not found and not self._files:
-            found.append(
-                f"process {self.pid} is gone, and who wrote its perf map cannot be told any more"
-                if self.gone
-                else f"process {self.pid} has no perf map and no jitdump: start it with 'python -X perf'"
-                f" or 'node --perf-basic-prof', or ask a JVM with 'jcmd {self.pid} Compiler.perfmap'"
-            )
+            why = _GONE if self.gone else _NOTHING
+            found.append(why.format(pid=self.pid))
         return found
 
     def close(self) -> None:
@@ -180,12 +182,13 @@ class _File:
                 "delete the file"
             )
             self._offset = info.st_size
+            self._changed = info.st_mtime_ns
 
     def poll(self, table: Table, now: int, *, last: bool = False) -> None:
         """Read what was added; `last`: nothing more will be."""
         try:
             info = os.fstat(self._descriptor)
-            if info.st_size < self._offset or not self._same():
+            if not self._same(info):
                 self._restart(table, now)
             self._read(table, now, info)
             if not last and self._replace():
@@ -216,6 +219,7 @@ class _File:
         shown = self._place.shown
         self._parser: Parser = JitDump(shown) if self._place.dump else PerfMap(shown)
         self._offset = 0
+        self._changed = 0
         self._memory = b""
         self._notes: list[Note] = []
 
@@ -225,8 +229,10 @@ class _File:
         self._new()
         self.stale = ""
 
-    def _same(self) -> bool:
-        """Whether what was read is still there."""
+    def _same(self, info: os.stat_result) -> bool:
+        """Whether what was read is still there: a file that changes, but does not grow, is new."""
+        if info.st_size == self._offset:
+            return info.st_mtime_ns == self._changed
         at = self._offset - len(self._memory)
         return os.pread(self._descriptor, len(self._memory), at) == self._memory
 
@@ -257,6 +263,7 @@ class _File:
             self._memory = (self._memory + data)[-_MEMORY:]
             self._take(table, self._parser.feed(data, when, since=self._since))
             self._full = len(table) >= MAX_ENTRIES
+        self._changed = info.st_mtime_ns
 
     def _take(self, table: Table, entries: Sequence[Note | End]) -> None:
         if isinstance(self._parser, JitDump) and self._parser.pid != self._process.ns_pid:
