@@ -6,6 +6,7 @@ Owns the table of the kernel, its modules and its BPF programs. Must not know pr
 
 from __future__ import annotations
 
+import re
 from array import array
 from bisect import bisect_right
 from pathlib import Path
@@ -17,13 +18,10 @@ __all__ = ["Kernel", "load_kernel"]
 # Nothing says where the last symbol of a module ends: the kernel maps modules by page.
 _PAGE = 4096
 
-# nm(1): absolute symbols, per-CPU offsets among them, are no places.
-_ABSOLUTE = b"aA"
+# Address, type, name. Without nm(1)'s absolute symbols, A: per-CPU offsets are no places.
+_LINE = re.compile(rb"[0-9a-f]{16} [B-Zb-z?] [!-~]")
 
 _CODE = b"tTwW"
-
-# Lines that have no name or no address: a table cut short.
-_SHORTEST = len("0000000000000000 T x")
 
 
 class Kernel:
@@ -31,11 +29,8 @@ class Kernel:
 
     def __init__(self, text: bytes, *, why_not: Reason | None = None) -> None:
         """text: of /proc/kallsyms, lines of `ADDRESS TYPE NAME[\\t[MODULE]]`."""
-        rows = [
-            (int(line[:16], 16), line)
-            for line in text.split(b"\n")
-            if len(line) >= _SHORTEST and line[17] not in _ABSOLUTE
-        ]
+        lines = filter(_LINE.match, text.split(b"\n"))
+        rows = [(int(line[:16], 16), line) for line in lines]
         if not why_not and not any(address for address, _ in rows):
             # lib/vsprintf.c, restricted_pointer(): who may not see addresses sees zeros.
             why_not = Reason.RESTRICTED if rows else Reason.UNREADABLE

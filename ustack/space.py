@@ -70,7 +70,10 @@ class Space:
     def add(self, mapping: Mapping, time: Time) -> None:
         """It is there from `time` on; whatever it overlaps is not any more."""
         if time < self.scanned:  # /proc was read after it came: what was there then, stays
-            if not any(_same(row.mapping, mapping) for row in self._overlapped(mapping)):
+            same = [row for row in self._overlapped(mapping) if _same(row.mapping, mapping)]
+            for row in same:
+                self._now[self._now.index(row)] = row._replace(since=min(row.since, time))
+            if not same:
                 self._past.append(Row(mapping, time, self.scanned))
             return
         overlapped = self._overlapped(mapping)
@@ -117,7 +120,10 @@ class Space:
         before._past.extend(row for row in self._past if row.since < time)
         before._sort()
         self._past = deque((row for row in self._past if row.since >= time), maxlen=_MAX_PAST)
-        self._now = [row._replace(since=max(row.since, time)) for row in self._now]
+        self._now = [
+            row if time <= row.since < self.scanned else row._replace(since=time)
+            for row in self._now
+        ]
         self.since = time
         return before
 

@@ -97,10 +97,19 @@ class Tree:
         """Value of the samples that end in a kind; that go through it, where it is `cut`: nothing
         ends in the mark of a missing caller."""
         values: dict[str, int] = {}
+        cut = self.depth + 1  # depth of the mark that the walk is above
         for node, depth, _ in self.walk():
             kind = node.function.kind
+            if depth <= cut:
+                cut = self.depth + 1
+            if kind != "cut":
+                value = node.own
+            elif depth < cut:
+                value, cut = node.value, depth
+            else:
+                value = 0
             if depth:
-                values[kind] = values.get(kind, 0) + (node.value if kind == "cut" else node.own)
+                values[kind] = values.get(kind, 0) + value
         return values
 
 
