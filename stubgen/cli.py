@@ -7,6 +7,7 @@ Owns exit codes and what is printed where. Must not know formats.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import platform
@@ -25,6 +26,9 @@ __all__ = ["main", "parser"]
 OK, FAILED, USAGE, CANNOT = 0, 1, 2, 3
 
 _TOOLS = "pip install 'usdt-toolkit[tools]'"
+
+#: What a write to stdout fails with where there is no room for it.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _EXAMPLES = """\
 examples:
@@ -136,16 +140,29 @@ def _pid(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Raises SystemExit for usage errors and help."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: `>&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     options = parser().parse_args(argv)
     try:
         status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return FAILED
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _discard_output()
+        return _fail(f"cannot write to stdout: {error.strerror}: see what is full: df -h")
     except KeyboardInterrupt:
         return FAILED
     return status
+
+
+def _discard_output() -> None:
+    """What is left in the buffer must not fail again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: object, status: int = FAILED) -> int:

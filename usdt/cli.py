@@ -7,6 +7,7 @@ Owns exit codes and what is printed where. Must not know formats, tracers or pro
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -25,6 +26,9 @@ _TOOLS = "pip install 'usdt-toolkit[tools]'"
 
 #: Version of every JSON document and line the command prints.
 _VERSION = 1
+
+#: What a write to stdout fails with where there is no room for it.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _EXAMPLES = """\
 examples:
@@ -155,6 +159,9 @@ def _seconds(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Raises SystemExit for usage errors and help."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: `>&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     options = parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         # A locale without "…" must not end a trace.
@@ -171,8 +178,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"usdt {options.command}: it needs pyelftools: {_TOOLS}", file=sys.stderr)
         return CANNOT
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return OK
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _discard_output()
+        _say(options.command, f"cannot write to stdout: {error.strerror}: see what is full: df -h")
+        return FAILED
     except KeyboardInterrupt:
         return FAILED
     return status
@@ -260,6 +273,11 @@ def _clean(options: argparse.Namespace) -> int:
     if not done:
         print("nothing to remove")
     return OK
+
+
+def _discard_output() -> None:
+    """What is left in the buffer must not fail again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(command: str, message: str) -> None:

@@ -543,3 +543,47 @@ def test_doctor_needs_no_pyelftools(usdt: StartCommand, tmp_path: Path) -> None:
     without = {"PYTHONPATH": f"{tmp_path}:{environment()['PYTHONPATH']}"}
     assert "Traceback" not in usdt("doctor", env=without).errors
     fails(usdt("list", env=without), 3, "pip install 'usdt-toolkit[tools]'")
+
+
+@pytest.mark.parametrize("arguments", [["list", "--json"], ["doctor"], ["clean", "--dry-run"]])
+def test_a_full_output_is_one_line(arguments: list[str]) -> None:
+    """What cannot be written to stdout is status 1 and one line, and a closed stdout none."""
+    argv = [sys.executable, "-m", "usdt.cli", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            argv, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"usdt {arguments[0]}: cannot write to stdout: No space left on device: "
+        "see what is full: df -h\n"
+    )
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *argv],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert "Traceback" not in closed.stderr
+    assert closed.returncode in (0, 3)  # doctor may find something missing
+
+
+@pytest.mark.usefixtures("tracer")
+def test_a_trace_into_a_full_output_ends(service: StartService, stubs: Path, provider: str) -> None:
+    """One line and status 1, as soon as there is something to print."""
+    service(declare(provider) + "started(); wait()")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "usdt.cli", "trace", f"{provider}:tick", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment() | {"USDT_STUB_DIR": str(stubs)},
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "usdt trace: cannot write to stdout: No space left on device: see what is full: df -h\n"
+    )

@@ -532,3 +532,19 @@ def test_a_closed_pipe_is_no_traceback(stub):
     )
     os.close(write)
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_a_full_output_is_one_line(stub, command):
+    """What cannot be written to stdout is status 1 and one line, and a closed stdout none."""
+    argv = [sys.executable, "-m", "stubgen.cli", command, stub]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "usdt-stubgen: cannot write to stdout: No space left on device: see what is full: df -h\n"
+    )
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *argv], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (closed.returncode, closed.stderr) == (0, "")
