@@ -118,7 +118,9 @@ def test_v8_is_understood():
     rows = [(0x1040, 3, b"f.js")]
     rest = debug(0x1000, rows, 1) + load(0x1000, b"f", 2)
     assert parse(header(padding=0xDEADBEEF) + rest)[0][0].lines.at(0) == ("f.js", 3)
-    assert parse(header() + rest)[0][0].lines.at(0) is None
+    (note,), parser = parse(header() + rest)
+    assert note.lines is None
+    assert "a line table that points outside the code" in parser.problems()[0]
 
 
 def test_processor_time_is_replaced():
@@ -227,6 +229,7 @@ def test_after_what_is_no_record_the_next_load_is_found(junk, order, step):
             debug(1, [(1, 1, b"f")], 1, count=1 << 60),
             f"a line table of 1 rows that claims {1 << 60}",
         ),
+        (debug(1, [(1, 1, b"f"), (2, 2, b"g")], 1, count=1), "that goes on after its 1 rows"),
         (record(2, bytes(1 << 22), 1), "at most 4194304 are read"),
         (record(0, struct.pack("<IIQQQQ", 1, 1, 1, 1, 1, 1) + b"x" * (MAX_NAME + 9), 1),
          "a load whose name does not end"),

@@ -31,6 +31,10 @@ _MAX_TYPE = 1 << 10
 _MAX_TIME = 1 << 58
 _LOAD, _MOVE, _DEBUG_INFO, _CLOSE = 0, 1, 2, 3
 
+#: A line table may be padded to 8 bytes. What does not end there was not written by the
+#: specification: V8 in Node.js 20 writes file names from freed memory, zeros included.
+_PADDING = 8
+
 #: V8 marks its dumps in the header's padding. Its line tables start 0x40 bytes late, where a perf
 #: before Linux 5.8 looked for them: src/diagnostics/perf-jit.cc, kElfHeaderSize.
 _V8, _V8_LATE = 0xDEADBEEF, 0x40
@@ -204,6 +208,10 @@ class JitDump:
         name, end, _ = data[load.size :].partition(b"\0")
         left = size - self._structs[1].size - load.size - len(name) - 1
         lines, self._lines = self._lines, None
+        offsets = lines[1].offsets if lines and lines[0] == address else ()
+        if offsets and not 0 <= offsets[0] <= offsets[-1] <= length:
+            lines = None
+            self._damage(f"for {address:#x}: a line table that points outside the code")
         if not end:
             raise _DamageError("a load whose name does not end")
         if address + length > ADDRESSES:
@@ -257,6 +265,8 @@ class JitDump:
                 file = name.decode("utf-8", "backslashreplace")
             rows.append((place - self._late - address, line, file))
             at = end + 1
+        if len(data) - at >= _PADDING:
+            raise _DamageError(f"a line table that goes on after its {count} rows")
         if rows:
             rows.sort(key=lambda row: row[0])  # stable: of rows at one place, the last one counts
             offsets, lines, files = zip(*rows, strict=True)
