@@ -181,7 +181,10 @@ def read_semaphores(pid: int) -> dict[str, list[int]]:
             bases.setdefault(fields[5], (int(fields[0].split("-")[0], 16), fields[0]))
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for path, (base, area) in bases.items():
-            section = _stub_probes(Path(f"/proc/{pid}/map_files/{area}"))
+            try:
+                section = _stub_probes(Path(f"/proc/{pid}/map_files/{area}"))
+            except PermissionError:  # CAP_CHECKPOINT_RESTORE is needed to follow it
+                section = _stub_probes(Path(path))
             if section is not None:
                 address, size = section
                 memory.seek(base + address)

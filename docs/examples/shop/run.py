@@ -130,8 +130,10 @@ def root_prefix() -> list[str]:
         raise CannotTraceError("bpftrace is not installed (apt-get install bpftrace)")
     if os.geteuid() == 0:
         return []
+    if shutil.which("sudo") is None:
+        raise CannotTraceError("tracers need root (run ./demo as root)")
     sudo = ["sudo", "-n"]
-    if shutil.which("sudo") and not subprocess.run([*sudo, "true"], capture_output=True).returncode:
+    if not subprocess.run([*sudo, "true"], capture_output=True).returncode:
         return sudo
     raise CannotTraceError("tracers need root, and sudo asks for a password (sudo -v, then again)")
 
