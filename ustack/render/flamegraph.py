@@ -41,7 +41,8 @@ script-src '{script_hash}'; style-src '{style_hash}'; base-uri 'none'; form-acti
 <div class="tools" role="toolbar" aria-label="Flame graph">
 <label class="search"><span class="hidden">Search</span>
 <input id="search" type="search" placeholder="Search functions and files" autocomplete="off" \
-spellcheck="false" aria-keyshortcuts="/" aria-describedby="matched"><kbd>/</kbd></label>
+spellcheck="false" aria-keyshortcuts="/" aria-describedby="matched">\
+<kbd aria-hidden="true">/</kbd></label>
 <output id="matched" for="search"></output>
 <button id="reset" type="button" title="Show everything again (Esc)" disabled>Reset zoom</button>
 <button id="flip" type="button" title="Callers above or below (i)" aria-pressed="false">Icicle\

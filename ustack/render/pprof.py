@@ -71,9 +71,8 @@ class _Writer:
         tail = _int(9, profile.started or 0) + _int(10, profile.duration)
         if profile.period:
             tail += _bytes(11, self._type("cpu", "nanoseconds")) + _int(12, profile.period)
-        for comment in (profile.title, profile.event, f"lost samples: {profile.lost}"):
-            if comment:
-                tail += _packed(13, [self._string(comment)])
+        comments = filter(None, (profile.title, profile.event, f"lost samples: {profile.lost}"))
+        tail += _packed(13, map(self._string, comments))
         tail += _int(14, self._string(types[0][0]))
         middle = samples + self._tables()
         strings = b"".join(

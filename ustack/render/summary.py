@@ -163,7 +163,7 @@ def _table(summary: Summary, width: int, top: int, styles: tuple[str, str, str])
     bold, dim, plain = styles
     kinds = max(len(look.label) for look in KINDS.values())
     yield f"{bold}{'self':>8} {'total':>8}  {'':{kinds}} function{plain}"
-    room = width - 19 - kinds
+    room = width - 20 - kinds
     for row in summary.rows[:top]:
         function = row.function
         shares = f"{share(row.own, summary.total):>8} {share(row.total, summary.total):>8}"
