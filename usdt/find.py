@@ -118,8 +118,12 @@ def mapped_stubs(pid: int) -> set[tuple[str, str]]:
 
 
 def pids() -> list[int]:
-    """Every process this one can see."""
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    """Every process this one can see. Raises CommandError where there is no /proc to see any:
+    no stub would seem to be in use."""
+    found = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    if os.getpid() not in found:
+        raise CommandError("/proc shows no processes: mount -t proc proc /proc", CANNOT)
+    return found
 
 
 def _areas(pid: int) -> list[tuple[tuple[str, str], str]]:
