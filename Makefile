@@ -68,6 +68,7 @@ docs: $(DEV)  ## write the man pages to build/man, run the documents' examples
 	@mkdir -p build/man
 	$(call manpage,usdt,usdt.cli)
 	$(call manpage,usdt-stubgen,stubgen.cli)
+	$(call manpage,ustack,ustack.cli)
 	$(PY) -m pytest tests/docs
 
 wheel: $(DEV)  ## build the sdist, and from it the wheel, into dist/
