@@ -98,6 +98,19 @@ def test_a_note_has_the_time_of_the_file():
         assert new.source == f"/proc/{one.pid}/root/tmp/{path.name}"
 
 
+def test_much_is_read_in_several_polls(monkeypatch):
+    """Each poll ends soon; what is left may have been true since the poll that saw it."""
+    monkeypatch.setattr("ustack.notes.tail._POLL", 1 << 16)
+    with sleeper() as (one, path), tailing(one.pid) as tail:
+        append(path, "".join(f"{i * 16:x} 10 f\n" for i in range(1, 20_000)))
+        counts = []
+        while not counts or counts[-1]:
+            counts.append(tail.poll())
+        assert len(counts) > 3
+        assert sum(counts) == 19_999
+        assert len({note.since for *_, note in tail.table.current()}) == 1
+
+
 def test_what_the_process_wrote_last_is_read():
     """A process that ended is gone once; its last line counts, and names stay."""
     with sleeper() as (one, path), tailing(one.pid) as tail:

@@ -35,8 +35,8 @@ _LOAD, _MOVE, _DEBUG_INFO, _CLOSE = 0, 1, 2, 3
 #: specification: V8 in Node.js 20 writes file names from freed memory, zeros included.
 _PADDING = 8
 
-#: V8 marks its dumps in the header's padding. Its line tables start 0x40 bytes late, where a perf
-#: before Linux 5.8 looked for them: src/diagnostics/perf-jit.cc, kElfHeaderSize.
+#: V8 marks its dumps in the header's padding. Its line tables start 0x40 bytes late, where
+#: older perfs looked for them: src/diagnostics/perf-jit.cc, kElfHeaderSize.
 _V8, _V8_LATE = 0xDEADBEEF, 0x40
 
 #: By byte order: header, record prefix, load, move, debug info, debug entry.

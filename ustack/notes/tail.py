@@ -26,6 +26,8 @@ MAX_ENTRIES = 4_000_000
 
 #: Bytes read at once. Larger ones are slower: the parsers' temporary objects leave the cache.
 _CHUNK = 1 << 16
+#: Bytes of one file that one poll reads at most; it takes less than a second.
+_POLL = 1 << 26
 #: How many of the bytes last read are looked at again, to notice a file that was rewritten.
 _MEMORY = 64
 #: The clock of file times lags behind by up to a timer tick, 10 ms at most.
@@ -190,15 +192,17 @@ class _File:
             info = os.fstat(self._descriptor)
             if not self._same(info):
                 self._restart(table, now)
-            self._read(table, now, info)
-            if not last and self._replace():
+            self._read(table, now, info, whole=last)
+            if not last and not self._behind(info) and self._replace():
                 self._restart(table, now)
-                self._read(table, now, os.fstat(self._descriptor))
+                info = os.fstat(self._descriptor)
+                self._read(table, now, info)
+            if not self._behind(info):
+                self._since = now
         except OSError as error:
             self._failed = f"{self._place.shown} cannot be read: {error.strerror}"
         if last:
             self._take(table, self._parser.finish(now, since=self._since))
-        self._since = now
 
     def reasons(self) -> list[str]:
         found = self._parser.problems()
@@ -251,11 +255,12 @@ class _File:
         self._descriptor = descriptor
         return True
 
-    def _read(self, table: Table, now: int, info: os.stat_result) -> None:
+    def _read(self, table: Table, now: int, info: os.stat_result, *, whole: bool = False) -> None:
         """Read up to the size in `info`: what is there was written by its time of change."""
         when = max(self._since, min(now, _monotonic(info.st_mtime_ns)))
-        while self._offset < info.st_size and not self._full:
-            size = min(_CHUNK, info.st_size - self._offset)
+        end = info.st_size if whole else min(info.st_size, self._offset + _POLL)
+        while self._offset < end and not self._full:
+            size = min(_CHUNK, end - self._offset)
             data = os.pread(self._descriptor, size, self._offset)
             if not data:
                 break
@@ -264,6 +269,10 @@ class _File:
             self._take(table, self._parser.feed(data, when, since=self._since))
             self._full = len(table) >= MAX_ENTRIES
         self._changed = info.st_mtime_ns
+
+    def _behind(self, info: os.stat_result) -> bool:
+        """Whether the next poll has something to read already."""
+        return self._offset < info.st_size and not self._full
 
     def _take(self, table: Table, entries: Sequence[Note | End]) -> None:
         if isinstance(self._parser, JitDump) and self._parser.pid != self._process.ns_pid:
