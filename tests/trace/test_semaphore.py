@@ -19,9 +19,10 @@ shop = usdt.Provider("shop")
 order = shop.add_probe("order", id=usdt.u64)
 shop.load(); started()
 while wait():
-    print("enabled", int(bool(order)), int(order.enabled), flush=True)
+    seen = int(bool(order)), int(order.enabled)
     order(2**33 + 7)
     order.lazy(lambda: print("LAZY", flush=True) or (1,))
+    print("enabled", *seen, flush=True)  # last: who reads it may end its tracer
 """
 
 SCRIPT = "usdt:{path}:shop:order {{ @[pid] = count(); }}"
