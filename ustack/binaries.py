@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ustack.elf import (
+    MAGIC,
     DamagedError,
     Elf,
     FileSource,
@@ -89,6 +90,8 @@ class Binaries:
     def parse(self, source: Source, path: str, *, root: str = "") -> Binary | Unread:
         """The same for any source of bytes, not kept by file."""
         try:
+            if source.read(0, 4, "its beginning") != MAGIC:  # some runtimes map data to run it
+                return Unread(Reason.NO_SYMBOLS, f"{path}: it is not an ELF file")
             elf = read_elf(source)
         except (DamagedError, OSError) as error:
             return Unread(Reason.DAMAGED, f"{path}: {error}")

@@ -16,10 +16,12 @@ from typing import Protocol
 from ustack.frame import FileOffset, VirtOffset
 
 __all__ = [
-    "PF_X", "SHF_COMPRESSED", "SHF_EXECINSTR", "SHT_DYNSYM", "SHT_NOBITS", "SHT_SYMTAB",
+    "MAGIC", "PF_X", "SHF_COMPRESSED", "SHF_EXECINSTR", "SHT_DYNSYM", "SHT_NOBITS", "SHT_SYMTAB",
     "BytesSource", "DamagedError", "Elf", "FileSource", "Section", "Segment", "Source",
     "debug_link", "read_elf", "section_bytes", "to_virtual",
 ]  # fmt: skip
+
+MAGIC = b"\x7fELF"
 
 # elf.h
 _PT_LOAD, _PT_NOTE, PF_X = 1, 4, 1
@@ -140,7 +142,7 @@ def to_virtual(elf: Elf, offset: FileOffset) -> VirtOffset | None:
 def read_elf(source: Source) -> Elf:
     """The headers. Raises DamagedError, whatever the bytes are."""
     ident = source.read(0, 16, "the ELF header")
-    if ident[:4] != b"\x7fELF":
+    if ident[:4] != MAGIC:
         raise DamagedError("it is not an ELF file")
     bits, order = {1: 32, 2: 64}.get(ident[4], 0), {1: "<", 2: ">"}.get(ident[5], "")
     if not bits or not order:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import lzma
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from operator import gt
+from collections.abc import Sequence
+from itertools import compress, count, islice
+from operator import add, eq, gt
 from struct import Struct
 from typing import NamedTuple
 
@@ -64,16 +65,22 @@ class FunctionSymbol(NamedTuple):
 
 
 class Symbols:
-    """Functions by address. Half a microsecond a look-up; names are decoded when asked for."""
+    """Functions by address. Names are read, and aliases weighed, when they are asked for."""
 
-    __slots__ = ("_ends", "_names", "_outer", "_shown", "_starts", "_texts")
+    __slots__ = ("_aliases", "_ends", "_names", "_outer", "_shown", "_starts", "_texts")
 
-    def __init__(self, rows: Iterable[_Row], texts: bytes, executable: Sequence[Section]) -> None:
-        starts, ends, names = _unique(sorted(rows), texts, executable)
+    def __init__(self, rows: list[_Row], texts: bytes, executable: Sequence[Section]) -> None:
+        rows, self._aliases = _unique(sorted(rows))
+        starts, sizes = [row[0] for row in rows], [row[1] for row in rows]
+        ends = list(map(add, starts, sizes))
+        if max(ends, default=0) > _MAX_ADDRESS:
+            ends = [min(end, _MAX_ADDRESS) for end in ends]
+        if 0 in sizes:
+            _close(starts, ends, executable)
         self._starts, self._ends = array("Q", starts), array("Q", ends)
-        self._names, self._texts = array("Q", names), texts
+        self._names, self._texts = array("Q", [row[3] for row in rows]), texts
         self._outer = _nesting(starts, ends)
-        self._shown: dict[int, FunctionSymbol] = {}
+        self._shown: list[FunctionSymbol | None] = [None] * len(rows)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -81,17 +88,19 @@ class Symbols:
     def find(self, address: VirtOffset) -> FunctionSymbol | None:
         """The innermost function that has the address."""
         index = bisect_right(self._starts, address) - 1
-        while index >= 0 and address >= self._ends[index]:
+        while index >= 0:
+            if address < self._ends[index]:
+                return self._shown[index] or self._show(index)
             index = self._outer.get(index, -1)
-        if index < 0:
-            return None
-        found = self._shown.get(index)
-        if found is None:
-            name = _name(self._texts, self._names[index])
-            found = FunctionSymbol(
-                name.decode("utf-8", "backslashreplace"), VirtOffset(self._starts[index])
-            )
-            self._shown[index] = found
+        return None
+
+    def _show(self, index: int) -> FunctionSymbol:
+        start = self._starts[index]
+        name = _name(self._texts, self._names[index])
+        if start in self._aliases:
+            name = min(_preference(row, self._texts) for row in self._aliases[start])[-1]
+        found = FunctionSymbol(name.decode("utf-8", "backslashreplace"), VirtOffset(start))
+        self._shown[index] = found
         return found
 
 
@@ -175,29 +184,16 @@ def _unpack(data: bytes) -> bytes:
     return unpacked
 
 
-def _unique(
-    rows: list[_Row], texts: bytes, executable: Sequence[Section]
-) -> tuple[list[int], list[int], list[int]]:
-    """Start, end and name of each function; of aliases the best name, a size if any has one."""
-    starts: list[int] = []
-    ends: list[int] = []
-    names: list[int] = []
+def _unique(rows: list[_Row]) -> tuple[list[_Row], dict[int, list[_Row]]]:
+    """One row an address, with the largest size of all; and all the rows of the others."""
+    starts = [row[0] for row in rows]
+    again = list(compress(count(1), map(eq, starts, islice(starts, 1, None))))
     aliases: dict[int, list[_Row]] = {}
-    previous: _Row = (-1, 0, 0, 0)
-    for row in rows:
-        start = row[0]
-        if start == previous[0]:
-            aliases.setdefault(len(starts) - 1, [previous]).append(row)
-            continue
-        previous = row
-        starts.append(start)
-        ends.append(start + row[1])
-        names.append(row[3])
-    for index, group in aliases.items():
-        names[index] = min(group, key=lambda row: _preference(row, texts))[3]
-        ends[index] = starts[index] + max(row[1] for row in group)
-    _close(starts, ends, executable)
-    return starts, ends, names
+    last = bytearray(b"\1") * len(rows)  # which has the largest size: rows are sorted
+    for index in again:
+        aliases.setdefault(starts[index], [rows[index - 1]]).append(rows[index])
+        last[index - 1] = 0
+    return list(compress(rows, last)), aliases
 
 
 def _preference(row: _Row, texts: bytes) -> tuple[int, int, bytes]:
@@ -208,20 +204,16 @@ def _preference(row: _Row, texts: bytes) -> tuple[int, int, bytes]:
 
 def _close(starts: list[int], ends: list[int], executable: Sequence[Section]) -> None:
     """Sizes of 0 (assembly's habit) end where the next function or the section does."""
-    top = _MAX_ADDRESS
-    for index, start in enumerate(starts):
-        if ends[index] > top:  # more than an address has bits
-            ends[index] = top
-        if ends[index] != start:
-            continue
-        following = starts[index + 1] if index + 1 < len(starts) else top
+    for index in [
+        i for i, (start, end) in enumerate(zip(starts, ends, strict=True)) if start == end
+    ]:
+        start = starts[index]
         for section in executable:
             if section.address <= start < section.address + section.size:
-                following = min(following, section.address + section.size)
+                ends[index] = section.address + section.size
+                if index + 1 < len(starts):
+                    ends[index] = min(ends[index], starts[index + 1])
                 break
-        else:
-            following = start  # of no section: of no size
-        ends[index] = following
 
 
 def _nesting(starts: list[int], ends: list[int]) -> dict[int, int]:

@@ -36,6 +36,7 @@ class Space:
     born:     when the process began, as against pid reuse; since: when this program began in it
     known:    False where mappings from before the first record are missing
     scanned:  when /proc was last read, 0: never
+    loaded:   id(mapping) -> the mapping, and what it shows
     """
 
     __slots__ = (
@@ -50,7 +51,7 @@ class Space:
         self.scanned: Time = 0
         self.exited: Time | None = None
         self.mount = ""
-        self.loaded: dict[Mapping, Binary | Unread] = {}
+        self.loaded: dict[int, tuple[Mapping, Binary | Unread]] = {}
         self._now: list[Row] = []
         self._starts: list[int] = []
         self._past: deque[Row] = deque(maxlen=_MAX_PAST)

@@ -211,9 +211,11 @@ class Spaces:
         if space is None or row is None:
             return self._unmapped(space, pid, address, time)
         mapping = row.mapping
-        found = space.loaded.get(mapping)
-        if found is None:
-            found = space.loaded[mapping] = self._read(space, row)
+        # By identity: a mapping's hash takes longer than the rest of a look-up.
+        known = space.loaded.get(id(mapping))
+        if known is None:
+            known = space.loaded[id(mapping)] = (mapping, self._read(space, row))
+        found = known[1]
         module = mapping.path or None
         offset = None
         why = Reason.NO_SYMBOLS

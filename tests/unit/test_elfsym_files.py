@@ -207,11 +207,15 @@ def test_a_file_is_read_once(program: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache.known(found.elf.build_id) is found
 
 
-def test_files_that_are_no_elf_are_damaged(tmp_path: Path) -> None:
-    """With a sentence that names them."""
+def test_files_that_are_no_elf_have_no_symbols(tmp_path: Path) -> None:
+    """A sentence names them; an ELF file that is cut short is damaged."""
     path = tmp_path / "text"
     path.write_text("no ELF file at all")
-    assert read(path) == Unread(Reason.DAMAGED, f"{path}: it is not an ELF file")
+    assert read(path) == Unread(Reason.NO_SYMBOLS, f"{path}: it is not an ELF file")
+    path.write_bytes(b"\x7fELF\2\1")
+    found = read(path)
+    assert isinstance(found, Unread)
+    assert found.why is Reason.DAMAGED
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
