@@ -25,10 +25,11 @@ define environment
 	@touch $@
 endef
 
-# $(call manpage,COMMAND,MODULE): the module's parser() as build/man/COMMAND.1.
+# $(call manpage,COMMAND,MODULE,PURPOSE): the module's parser() as build/man/COMMAND.1. man(1)
+# finds a page by its line NAME, which is the PURPOSE.
 define manpage
-	.venv/bin/argparse-manpage --module $(2) --function parser --prog $(1) \
-	  --project-name usdt-toolkit --output build/man/$(1).1
+	.venv/bin/argparse-manpage --module $(2) --function parser --prog $(1) --description $(3) \
+	  --project-name usdt-toolkit --manual-title usdt-toolkit --output build/man/$(1).1
 endef
 
 .DEFAULT_GOAL := help
@@ -66,9 +67,9 @@ bench: $(DEV)  ## measure, and print the table of docs/performance.md
 
 docs: $(DEV)  ## write the man pages to build/man, run the documents' examples
 	@mkdir -p build/man
-	$(call manpage,usdt,usdt.cli)
-	$(call manpage,usdt-stubgen,stubgen.cli)
-	$(call manpage,ustack,ustack.cli)
+	$(call manpage,usdt,usdt.cli,'find and trace the USDT probes of Python programs')
+	$(call manpage,usdt-stubgen,stubgen.cli,'make and show ELF stubs that carry USDT probes')
+	$(call manpage,ustack,ustack.cli,'name the frames of kernel, C, JIT and interpreter stacks')
 	$(PY) -m pytest tests/docs
 
 wheel: $(DEV)  ## build the sdist, and from it the wheel, into dist/
