@@ -265,3 +265,13 @@ def test_page_has_the_whole_tree(profile: Profile) -> None:
     assert all(level[depth] >= level[depth + 1] for depth in range(max(level)))
     own = {kind[0]: kind[5] for kind in data["kinds"] if kind[0] != "cut" and kind[5]}
     assert sum(own.values()) <= profile.total
+
+
+# ---- the page that documents it -------------------------------------------------------------
+
+
+def test_documented_colours_are_the_ones_drawn() -> None:
+    """docs/profile-format.md has a row per kind, with both of its colours."""
+    text = (Path(__file__).resolve().parents[2] / "docs/profile-format.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .*`(#\w+)` \| `(#\w+)` \|", text, re.M)
+    assert rows == [(kind, look.light, look.dark) for kind, look in KINDS.items()]
