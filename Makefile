@@ -69,7 +69,7 @@ docs: $(DEV)  ## write the man pages to build/man, run the documents' examples
 	@mkdir -p build/man
 	$(call manpage,usdt,usdt.cli,'find and trace the USDT probes of Python programs')
 	$(call manpage,usdt-stubgen,stubgen.cli,'make and show ELF stubs that carry USDT probes')
-	$(call manpage,ustack,ustack.cli,'name the frames of kernel, C, JIT and interpreter stacks')
+	$(call manpage,ustack,ustack.cli,'name the frames of stacks from kernel to interpreter')
 	$(PY) -m pytest tests/docs
 
 wheel: $(DEV)  ## build the sdist, and from it the wheel, into dist/
