@@ -209,10 +209,10 @@ def _list(options: argparse.Namespace) -> int:
     if hidden and os.geteuid() != 0:
         _say("list", f"{hidden} processes may not be looked at: run again with sudo")
     if not processes and not options.json:
-        where = (
-            "no process" if options.pid is None else f"process {options.pid} has no probes: none"
-        )
-        _say("list", f"{where} has loaded a stub: see docs/guide.md, or: usdt doctor")
+        if options.pid is None:
+            _say("list", "no process has loaded a stub: start one, or see: usdt doctor")
+        else:
+            _say("list", f"process {options.pid} has no probes: see who has some: usdt list")
     return OK
 
 

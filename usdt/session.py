@@ -30,6 +30,9 @@ _END = 10.0
 #: Seconds that the kernel may take to detach one probe, before bpftrace prints its maps.
 _DETACH = 0.5
 
+#: Probes from which on the wait for that is announced.
+_MANY = 20
+
 #: Seconds of silence after which a process that has ended has nothing left in the buffers: asked
 #: to end, bpftrace drops what it has not read.
 _QUIET = 0.3
@@ -55,6 +58,7 @@ class Session:
         self._assembler = Assembler(targets)
         self._errors = b""
         self._rest = b""
+        self._probes = len(targets)
         self._patience = _END + _DETACH * len(targets)
         self._deadline = 0.0
         self._asked = self._gone = False
@@ -99,6 +103,8 @@ class Session:
         """Ask bpftrace to end, at a moment when it is not waiting for room in the pipe: a signal
         would break that write off, and it would print nothing more, not even its maps."""
         self._ending = True
+        if self._attached and self._probes >= _MANY:
+            self._report.note(f"detaching {self._probes} probes; Ctrl-C again ends at once")
         waiting = select.poll()
         waiting.register(tracer.stdout, select.POLLIN)
         data = os.read(tracer.stdout, PIPE_SIZE) if waiting.poll(0) else b""

@@ -53,9 +53,10 @@ def typed(command: str, environment: dict[str, str], expected: int) -> list[str]
         if command.startswith(ENDLESS):
             lines = [process.stdout.readline() for _ in range(expected)]
             process.terminate()
+            # Every `shop` of this machine is traced, and the kernel detaches a probe at a time.
+            process.communicate(timeout=120)
         else:
             lines = process.communicate(timeout=60)[0].splitlines()
-        process.wait(20)
     finally:
         process.kill()
     noise = re.compile(r"RLIMIT_MEMLOCK|uprobe_events|failed to detach|^\s*$")
