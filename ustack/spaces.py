@@ -216,7 +216,7 @@ class Spaces:
         if known is None:
             known = space.loaded[id(mapping)] = (mapping, self._read(space, row))
         found = known[1]
-        module = mapping.path or None
+        module = None if mapping.path in ("", "//anon") else mapping.path
         offset = None
         why = Reason.NO_SYMBOLS
         if isinstance(found, Binary):

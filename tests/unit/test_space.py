@@ -190,7 +190,7 @@ def test_unknown_addresses_have_reasons() -> None:
     spaces = resolver(
         Executed(PID, "x", 1),
         Mapped(PID, mapping(0x1000, 0x2000, "/nonexistent/x"), 2),
-        Mapped(PID, mapping(0x3000, 0x4000, ""), 2),
+        Mapped(PID, mapping(0x3000, 0x4000, "//anon"), 2),
         Exited(PID, 3),
     )
     for address, text in [
