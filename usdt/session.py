@@ -104,7 +104,7 @@ class Session:
         would break that write off, and it would print nothing more, not even its maps."""
         self._ending = True
         if self._attached and self._probes >= _MANY:
-            self._report.note(f"detaching {self._probes} probes; Ctrl-C again ends at once")
+            self._report.note(f"detaching {self._probes} probes, one at a time")
         waiting = select.poll()
         waiting.register(tracer.stdout, select.POLLIN)
         data = os.read(tracer.stdout, PIPE_SIZE) if waiting.poll(0) else b""

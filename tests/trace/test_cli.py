@@ -466,19 +466,17 @@ def test_a_stub_in_an_awkward_place_or_removed_is_traced(
 
 @pytest.mark.usefixtures("tracer")
 def test_a_long_end_is_announced(service: StartService, usdt: StartCommand, provider: str) -> None:
-    """Many probes take seconds to detach: it says so, and a second Ctrl-C does not wait."""
+    """Many probes take seconds to detach, which only the kernel could hurry: it says so."""
     svc = service(
         f"import usdt\nshop = usdt.Provider({provider!r})\n"
-        "for i in range(100): shop.add_probe(f'p{i}')\n"
+        "for i in range(30): shop.add_probe(f'p{i}')\n"
         "shop.load(); started(); wait()"
     )
     trace = tracing(usdt("trace", f"{provider}:*", "-p", str(svc.pid)))
     trace.process.send_signal(2)
-    note = "usdt trace: detaching 100 probes; Ctrl-C again ends at once\n"
+    note = "usdt trace: detaching 30 probes, one at a time\n"
     wait_until(lambda: note in trace.errors, "the note")
-    trace.process.send_signal(2)
-    trace.wait(seconds=PATIENCE)
-    assert "Traceback" not in trace.errors
+    assert trace.wait() == 0
 
 
 @pytest.mark.usefixtures("tracer")
