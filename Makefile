@@ -33,7 +33,7 @@ define manpage
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types test-minors bench docs wheel clean
+.PHONY: help demo test lint types test-minors bench bench-ustack docs wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
@@ -64,6 +64,10 @@ test-minors: $(DEV)  ## run the unit tests on every other CPython >= 3.10 of thi
 
 bench: $(DEV)  ## measure, and print the table of docs/performance.md
 	$(PY) -m benchmarks.run
+
+bench-ustack: $(DEV)  ## measure notes and symbols, and print them with their bars
+	$(PY) -m benchmarks.ustack_notes
+	$(PY) -m benchmarks.ustack_symbols
 
 docs: $(DEV)  ## write the man pages to build/man, run the documents' examples
 	@mkdir -p build/man
