@@ -110,7 +110,6 @@ def _data(profile: Profile) -> dict[str, Any]:
     with the largest value (a line, or for unknown addresses their text) and the number of spots.
     """
     tree = grow(profile)
-    values = tree.by_kind()
     strings: dict[str, int] = {}
     functions: dict[Function, int] = {}
     kinds = {kind: place for place, kind in enumerate(KINDS)}
@@ -140,7 +139,7 @@ def _data(profile: Profile) -> dict[str, Any]:
         "period": profile.period,
         "lost": profile.lost,
         "kinds": [
-            [kind, look.label, look.light, look.dark, look.hatched, values.get(kind)]
+            [kind, look.label, look.light, look.dark, look.hatched, tree.kinds.get(kind)]
             for kind, look in KINDS.items()
         ],
         "functions": [

@@ -7,7 +7,7 @@ github.com/google/pprof proto/profile.proto. Must not know files.
 
 from __future__ import annotations
 
-import gzip
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 
@@ -23,7 +23,9 @@ _U64 = (1 << 64) - 1
 def write(profile: Profile) -> bytes:
     """Equal stacks of a thread are one sample. Labels: `thread`, `pid`, `tid`, and `kind`, that of
     the innermost frame. The file has no time in it but the profile's own."""
-    return gzip.compress(_Writer().message(profile), mtime=0)
+    # zlib's own header: gzip.compress() writes another one on some minors.
+    squeezed = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return squeezed.compress(_Writer().message(profile)) + squeezed.flush()
 
 
 def _varint(value: int) -> bytes:

@@ -50,9 +50,7 @@ def write(profile: Profile) -> bytes:
     """Callers below, callees above; the largest on the left."""
     tree = grow(profile)
     scale = (WIDTH - 2 * MARGIN) / max(tree.root.value, 1)
-    shown = [
-        (node, depth, left) for node, depth, left in tree.walk() if node.value * scale >= MIN_WIDTH
-    ]
+    shown = list(tree.walk(MIN_WIDTH / scale))
     deepest = max((depth for _, depth, _ in shown), default=0)
     bottom = HEAD + ROW * (deepest + 1)
     height = bottom + 30
@@ -101,13 +99,12 @@ def _facts(profile: Profile, tree: Tree) -> str:
 
 def _legend(tree: Tree) -> list[str]:
     """The kinds that occur, each with its share of the samples."""
-    values = tree.by_kind()
     out = []
     x = float(MARGIN)
     for kind, look in KINDS.items():
-        if kind not in values or kind == "process":
+        if kind not in tree.kinds or kind == "process":
             continue
-        words = f"{look.label} {share(values[kind], tree.root.value)}"
+        words = f"{look.label} {share(tree.kinds[kind], tree.root.value)}"
         out.append(_rect(kind, x, 49, 11, 11))
         out.append(f'<text class="small" x="{x + 16:.0f}" y="59">{words}</text>')
         x += 16 + 7.2 * len(words) + 14
@@ -139,13 +136,9 @@ def _box(node: Node, total: int, x: float, y: float, width: float) -> str:
 def _footer(tree: Tree, shown: list[tuple[Node, int, int]], bottom: int) -> list[str]:
     if not tree.root.value:
         return [f'<text class="small" x="{MARGIN}" y="{bottom + 18}">no samples</text>']
-    drawn = {id(node) for node, _, _ in shown}
-    hidden = value = 0
-    for node, _, _ in tree.walk():
-        if id(node) not in drawn:
-            hidden += 1
-            continue
-        value += sum(child.value for child in node.children.values() if id(child) not in drawn)
+    hidden = tree.count + 1 - len(shown)
+    below = sum(node.value for node, _, _ in shown[1:])
+    value = sum(node.value - node.own for node, _, _ in shown) - below
     if not hidden:
         return []
     words = (

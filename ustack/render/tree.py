@@ -44,7 +44,7 @@ class Node:
     """One function under one path of callers.
 
     value:  of all samples that go through it; own: of those that end in it
-    spots:  line of the source, or address where there is no name -> value
+    spots:  line of the source, or address where there is no name -> value; None without any
     """
 
     __slots__ = ("children", "function", "own", "spots", "value")
@@ -54,10 +54,12 @@ class Node:
         self.value = 0
         self.own = 0
         self.children: dict[int, Node] = {}
-        self.spots: dict[int, int] = {}
+        self.spots: dict[int, int] | None = None
 
     def sorted_children(self) -> list[Node]:
         """The largest first, equal ones by name: the order does not depend on the recording."""
+        if len(self.children) < 2:
+            return list(self.children.values())
         return sorted(
             self.children.values(),
             key=lambda node: (
@@ -68,67 +70,63 @@ class Node:
 
     def hottest(self) -> tuple[int, int]:
         """(the spot with the largest value, number of spots); (0, 0) where there are none."""
-        if not self.spots:
+        if self.spots is None:
             return 0, 0
-        return min(self.spots, key=lambda spot: (-self.spots[spot], spot)), len(self.spots)
+        if len(self.spots) == 1:
+            return next(iter(self.spots)), 1
+        return min(self.spots.items(), key=lambda item: (-item[1], item[0]))[0], len(self.spots)
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
     """root: has the total, its children are processes where there are several, else the stacks'
-    first frames; depth: rows below the root."""
+    first frames
+    depth: rows below the root; count: nodes below the root
+    kinds: value of the samples that end in a kind; that go through it, where it is `cut`: nothing
+    ends in the mark of a missing caller
+    """
 
     root: Node
     depth: int
+    count: int
+    kinds: dict[str, int]
 
-    def walk(self) -> Iterator[tuple[Node, int, int]]:
-        """(node, depth, sum of the values to its left), callers before what they call."""
+    def walk(self, least: float = 0) -> Iterator[tuple[Node, int, int]]:
+        """(node, depth, sum of the values to its left), callers before what they call; without
+        nodes below a value."""
         pending = [(self.root, 0, 0)]
         while pending:
             node, depth, left = pending.pop()
             yield node, depth, left
             rows = []
             for child in node.sorted_children():
+                if child.value < least:
+                    break
                 rows.append((child, depth + 1, left))
                 left += child.value
             pending.extend(reversed(rows))
-
-    def by_kind(self) -> dict[str, int]:
-        """Value of the samples that end in a kind; that go through it, where it is `cut`: nothing
-        ends in the mark of a missing caller."""
-        values: dict[str, int] = {}
-        cut = self.depth + 1  # depth of the mark that the walk is above
-        for node, depth, _ in self.walk():
-            kind = node.function.kind
-            if depth <= cut:
-                cut = self.depth + 1
-            if kind != "cut":
-                value = node.own
-            elif depth < cut:
-                value, cut = node.value, depth
-            else:
-                value = 0
-            if depth:
-                values[kind] = values.get(kind, 0) + value
-        return values
 
 
 def grow(profile: Profile) -> Tree:
     """The tree of a profile; samples of value 0 have no place in it."""
     numbers: dict[Function, int] = {}
     functions: list[Function] = []
+    cuts: set[int] = set()
 
     def number_of(function: Function) -> int:
         number = numbers.setdefault(function, len(functions))
         if number == len(functions):
             functions.append(function)
+            if function.kind == "cut":
+                cuts.add(number)
         return number
 
     # Hashing a frame costs more than all else here, and recordings share their frames.
     known: dict[int, tuple[int, int | None]] = {}
     several = len({(sample.pid, sample.comm) for sample in profile.samples}) > 1
     root = Node(Function("process", "all"))
-    depth = 0
+    depth = count = cut = 0
+    ends: dict[int, int] = {}
     for sample in profile.samples:
         value = sample.value
         if not value:
@@ -149,12 +147,25 @@ def grow(profile: Profile) -> Tree:
             child = node.children.get(number)
             if child is None:
                 child = node.children[number] = Node(functions[number])
+                count += 1
             child.value += value
             if spot is not None:
-                child.spots[spot] = child.spots.get(spot, 0) + value
+                if child.spots is None:
+                    child.spots = {spot: value}
+                else:
+                    child.spots[spot] = child.spots.get(spot, 0) + value
             node = child
         node.own += value
-    return Tree(root, depth)
+        if path:
+            ends[number] = ends.get(number, 0) + value
+        if cuts and not cuts.isdisjoint(step[0] for step in path):
+            cut += value
+    kinds = dict.fromkeys((function.kind for function in functions), 0)
+    for number, value in ends.items():
+        kinds[functions[number].kind] += value
+    if cuts:
+        kinds["cut"] = cut
+    return Tree(root, depth, count, kinds)
 
 
 def _process(sample: Sample) -> Function:
