@@ -189,8 +189,8 @@
     const shown = printing ? Math.min(height(), LONGEST_PRINT) : scroll.clientHeight;
     const dense = printing ? 2 : window.devicePixelRatio || 1;
     byId("space").style.height = height() + "px";
-    canvas.style.width = width + "px";
-    canvas.style.height = shown + "px";
+    canvas.style.width = printing ? "" : width + "px"; // paper has a width of its own
+    canvas.style.height = printing ? "" : shown + "px";
     canvas.width = Math.round(width * dense);
     canvas.height = Math.round(shown * dense);
     pen.setTransform(dense, 0, 0, dense, 0, 0);

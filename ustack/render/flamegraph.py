@@ -48,8 +48,10 @@ spellcheck="false" aria-keyshortcuts="/" aria-describedby="matched">\
 <button id="flip" type="button" title="Callers above or below (i)" aria-pressed="false">Icicle\
 </button>
 </div>
+<div class="below">
 <ul id="legend" aria-label="Kinds of frames"></ul>
 <p id="focus" aria-live="polite"></p>
+</div>
 </header>
 <main id="scroll">
 <div id="space"></div>
