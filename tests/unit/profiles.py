@@ -137,7 +137,8 @@ def needed(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:
-        message = f"needs the Python package {module}: pip install {module.partition('.')[0]}"
+        package = "protobuf" if module.startswith("google.protobuf") else module
+        message = f"needs {package}: pip install {package}"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
