@@ -76,7 +76,8 @@ def test_runs_without_bpftrace(tmp_path: Path) -> None:
     demo = run_demo(tmp_path, PATH=str(tmp_path))
     assert demo.returncode == 0, demo.stdout
     assert "bpftrace is not installed (apt-get install bpftrace)" in demo.stdout
-    assert re.search(r"shop:order_placed\(u64 id=\d+, str customer='Zoë', f64 total=", demo.stdout)
+    # Whose order is done first, and so shown, is chance.
+    assert re.search(r"shop:order_placed\(u64 id=\d+, str customer='\w+', f64 total=", demo.stdout)
     assert "events: 720 seen, 720 fired" in demo.stdout
     doctor = demo.stdout.partition("$ usdt doctor\n")[2]
     assert re.search(r"^no .*bpftrace", doctor, re.M), demo.stdout
