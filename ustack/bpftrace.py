@@ -129,7 +129,7 @@ class Running:
 
         # A session of its own: Ctrl-C reaches it through `end()` only.
         self._process = subprocess.Popen(
-            [*tracer.command, "-f", "json", "-B", "line", "-"],
+            [*tracer.command, "--no-warnings", "-f", "json", "-B", "line", "-"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -179,7 +179,7 @@ def read_line(line: bytes) -> bytes | Lost | None:
     """
     if line.startswith(_PLAIN) and line.endswith(b'\\n"}') and line.count(b"\\") == 1:
         return line[len(_PLAIN) : -4]
-    if not line.strip():
+    if not line.startswith(b"{"):
         return None
     record = json.loads(line.decode("latin-1"), strict=False)
     if record["type"] == "printf":
