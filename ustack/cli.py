@@ -9,16 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ustack.bpftrace import TracerError
 from ustack.frame import AbsAddr, Frame
 from ustack.jit import LiveNotes
 from ustack.kernel import load_kernel
 from ustack.notes.spelling import split
 from ustack.notes.table import Table
 from ustack.notes.tail import Tail, read_file
+from ustack.record import Request, record
+from ustack.render import ENDINGS, EndingError, writer_for
+from ustack.render.summary import lines, summarize
 from ustack.resolve import resolve
 from ustack.spaces import Spaces
 
@@ -46,6 +52,15 @@ examples:
   ustack notes ./jit-4242.dump --json | jq '.notes | length'
 
 Prints what is true now: where two notes overlap, the later one. docs/notes.md has the formats.
+"""
+_RECORD = """\
+examples:
+  sudo ustack record -p 4242 -d 10 -o app.html            a flame graph, to open in a browser
+  sudo ustack record -a -d 60 -o machine.speedscope.json
+  sudo ustack record -p 4242 --event tracepoint:syscalls:sys_enter_write -d 5 -o writes.folded
+
+The ending of the file says the format: docs/profile-format.md. Frames of CPython 3.10 to 3.13 are
+walked in the kernel by stock bpftrace; nothing is stopped or injected. Ctrl-C ends.
 """
 _RESOLVE = """\
 examples:
@@ -83,6 +98,16 @@ def _pid(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's parser; man page and completion come from it too."""
     top = argparse.ArgumentParser(
@@ -112,6 +137,19 @@ def parser() -> argparse.ArgumentParser:
     notes.add_argument("target", metavar="PID|FILE", help="a process, a perf map or a jitdump")
     notes.add_argument("--json", action="store_true", help="print one JSON document")
     notes.set_defaults(run=_notes)
+
+    rec = command("record", "sample processes and write a flame graph or profile", _RECORD)
+    who = rec.add_mutually_exclusive_group(required=True)
+    who.add_argument("-p", "--pid", type=_pid, metavar="PID", help="one process, all its threads")
+    who.add_argument("-a", "--all", action="store_true", help="every process there is")
+    rec.add_argument(
+        "--event", default="profile:hz:99", metavar="PROBE", help="any bpftrace probe (%(default)s)"
+    )
+    rec.add_argument(
+        "-d", "--duration", type=_seconds, metavar="S", help="end after so many seconds"
+    )
+    rec.add_argument("-o", "--output", required=True, metavar="FILE", help=" ".join(ENDINGS))
+    rec.set_defaults(run=_record)
 
     names = command("resolve", "put names in place of the addresses in a tracer's text", _RESOLVE)
     names.add_argument("-p", "--pid", type=_pid, metavar="PID", help="whose stacks they are")
@@ -175,6 +213,50 @@ def _document(table: Table, problems: list[str]) -> dict[str, Any]:
             }
         )  # fmt: skip
     return {"version": _VERSION, "notes": rows, "problems": problems}
+
+
+def _record(options: argparse.Namespace) -> int:
+    try:
+        write = writer_for(options.output)
+    except EndingError as error:
+        return _fail(str(error), USAGE)
+    if options.pid is not None and not os.path.exists(f"/proc/{options.pid}"):
+        return _fail(f"process {options.pid} is gone: see what runs with: ps -e")
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    def progress(samples: int, seconds: float) -> bool:
+        if sys.stderr.isatty():
+            print(f"\r{seconds:6.1f} s  {samples} samples ", end="", file=sys.stderr, flush=True)
+        return asked
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    request = Request(event=options.event, pid=options.pid, duration=options.duration)
+    # Opened before anything is recorded: a directory that is not there must not cost the samples.
+    partial = f"{options.output}.{os.getpid()}"
+    with open(partial, "xb") as file:
+        try:
+            recording = record(request, progress)
+            file.write(write(recording.profile))
+            file.flush()
+            os.replace(partial, options.output)
+        except TracerError as error:
+            return _fail(_printable(str(error)), CANNOT)
+        finally:
+            if os.path.exists(partial):
+                os.unlink(partial)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    width = shutil.get_terminal_size().columns
+    for line in lines(recording.profile, summarize(recording.profile), width=width):
+        print(line)
+    for problem in recording.problems:
+        print(f"ustack: {_printable(problem)}", file=sys.stderr)
+    return OK
 
 
 def _resolve(options: argparse.Namespace) -> int:

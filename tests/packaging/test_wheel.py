@@ -43,8 +43,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def sources() -> set[str]:
     """The files of the packages that are not made by a build."""
-    patterns = ("*.py", "*.pyi", "py.typed")
-    files = (f for top in ("stubgen", "usdt") for p in patterns for f in (ROOT / top).rglob(p))
+    patterns = ("*.py", "*.pyi", "py.typed", "*.js", "*.css")
+    tops = ("stubgen", "usdt", "ustack")
+    files = (f for top in tops for p in patterns for f in (ROOT / top).rglob(p))
     return {str(file.relative_to(ROOT)) for file in files}
 
 

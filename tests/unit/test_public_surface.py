@@ -32,7 +32,8 @@ LIBRARY = {
 THIRD_PARTY = {
     "elftools": {"stubgen.read"},
     "lief": {"stubgen.check"},
-    "shtab": {"stubgen.cli", "usdt.cli"},
+    "rust_demangler": {"ustack.demangle"},
+    "shtab": {"stubgen.cli", "usdt.cli", "ustack.cli"},
 }
 
 #: Of the standard library, but not of every minor's.

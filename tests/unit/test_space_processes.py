@@ -154,7 +154,9 @@ def test_a_process_in_a_mount_namespace(tmp_path: Path, start: Start) -> None:
     assert not (inside / "app").exists()
     spaces = Spaces()
     frame = spaces.resolve(pid, address)
-    assert (frame.name, frame.module) == ("hidden_work", f"{inside}/app")
+    assert frame.name == "hidden_work"
+    assert frame.module is not None
+    assert frame.module.endswith(f"{inside}/app")  # below the root of a chroot, where there is one
 
 
 def test_a_neighbour_opens_the_file_of_a_process_that_ended(
