@@ -371,14 +371,18 @@ convert(Probe *self, PyObject *const *args, uint64_t words[MAX_WORDS], Scratch *
     return (int)word;
 }
 
-/* An event that cannot be told: raise for a strict probe, else report, count and go on. */
+/* An event that cannot be told: raise for a strict probe, else count, report and go on.  The
+   first 16 are reported, then the 32nd, 64th, ...: a tracer must not flood a program's log. */
 static PyObject *
 drop(Probe *self)
 {
     if (self->strict || !PyErr_ExceptionMatches(PyExc_Exception))
         return NULL;
     self->dropped++;
-    PyErr_WriteUnraisable((PyObject *)self);
+    if (self->dropped <= 16 || (self->dropped & (self->dropped - 1)) == 0)
+        PyErr_WriteUnraisable((PyObject *)self);
+    else
+        PyErr_Clear();
     Py_RETURN_NONE;
 }
 

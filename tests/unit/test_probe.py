@@ -182,6 +182,17 @@ def test_floats_take_what_float_takes_as_a_number(recorder: Recorder) -> None:
         assert struct.pack("<Q", recorder.words[0]) == struct.pack("<d", wide)
 
 
+def test_many_dropped_events_do_not_flood(
+    recorder: Recorder, unraisable: list[tuple[type, str]]
+) -> None:
+    """The first 16 are reported, then the 32nd, 64th, 128th and so on; all are counted."""
+    probe = probe_of("u64")
+    recorder.attach(probe)
+    for _ in range(1000):
+        probe(None)
+    assert (len(unraisable), probe.dropped) == (16 + 5, 1000)
+
+
 @pytest.mark.parametrize(
     ("type_", "value"),
     [("f32", 3.5e38), ("f32", -1e300), ("f64", 10**400), ("f32", 10**400), ("f64", -(10**400))],
