@@ -81,7 +81,10 @@ class Report:
             self._redraw(self._lines())
         self._out.flush()
         if lost:
-            print(f"lost {lost} events", file=sys.stderr, flush=True)
+            # Without bpftrace's word for it some of them may have come while it let go.
+            sure = self._lost_records + incomplete
+            why = "" if sure else ", or they were fired while the trace ended"
+            print(f"lost {lost} event{'s' * (lost != 1)}{why}", file=sys.stderr, flush=True)
 
     def _lost(self, incomplete: int) -> int:
         """Events that were fired and not shown: the kernel counts each."""
