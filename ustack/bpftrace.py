@@ -31,7 +31,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 #: Versions from which rows hold, the newest last: measured with the kernel's verifier, with room
 #: for a probe of one's own around the walker.
 _LIMITS = {
-    (0, 17): Limits(frames=3300, named=32, threads=128, chunk=64, pieces=(2, 3, 6)),
+    (0, 17): Limits(frames=3150, named=32, threads=96, chunk=64, pieces=(2, 3, 6)),
     (0, 23): Limits(frames=300, named=24, threads=64, chunk=512, pieces=(1, 1, 1)),
 }
 

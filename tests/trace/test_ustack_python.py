@@ -231,6 +231,44 @@ def test_every_stack_is_one_of_the_tree(
         assert len({tid for tid, _ in samples}) > 1
 
 
+SUBINTERPRETERS = """\
+try:
+    import _xxsubinterpreters as interpreters
+except ImportError:
+    import _interpreters as interpreters
+def spin():
+    for i in range(20000):
+        i * i
+idle, busy = interpreters.create(), interpreters.create()
+def host():
+    interpreters.run_string(busy, inner)
+inner = "for i in range(20000): i * i"
+print("STARTED!", flush=True)
+while True:
+    spin()
+    host()
+"""
+
+
+@pytest.mark.parametrize("minor", MINORS)
+def test_the_interpreter_that_runs_is_the_one_that_is_shown(
+    tracer: None,
+    interpreters: dict[str, str],
+    start: Callable[..., int],
+    tmp_path: Path,
+    minor: str,
+) -> None:
+    """One thread in two interpreters by turns, beside one that does nothing."""
+    if minor not in interpreters:
+        missing(f"no CPython {minor} (pyenv install {minor})")
+    path = tmp_path / "two.py"
+    path.write_text(SUBINTERPRETERS)
+    samples = record(Target.of(start(interpreters[minor], path)))
+    stacks = {tuple(str(entry.frame) for entry in stack) for _, stack in samples}
+    assert {("<module>",), ("spin", "<module>")} <= stacks
+    assert stacks <= {("<module>",), ("spin", "<module>"), ("host", "<module>")}
+
+
 def test_who_called_a_frame_is_known(
     tracer: None, start: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -76,18 +76,19 @@ _TEMPLATE = """\
       $f = (uint64)0;
       $a = READ($h + $o.2);
       $i = (uint64)0;
-      while ($i < THREADS && $a != 0) {
-        $x = READ($a + T_ID);
-        if ($x == $fs) {
-          $f = $a;
-          $x = $a + T_FRAME;
-          $x = READ($x + (READ($x) - $x) * T_INDIRECT + $o.4);
-          if ($x != 0) { break; }
-        }
-        $a = READ($a + T_NEXT);
+      while ($i < THREADS && $h != 0) {
         if ($a == 0) {
           $h = READ($h + $o.1);
           $a = READ($h + $o.2);
+        } else {
+          $x = READ($a + T_ID);
+          if ($x == $fs) {
+            $f = $a;
+            $x = $a + T_FRAME;
+            $x = READ($x + (READ($x) - $x) * T_INDIRECT + $o.4);
+            if ($x != 0) { break; }
+          }
+          $a = READ($a + T_NEXT);
         }
         $i++;
       }
