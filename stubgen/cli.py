@@ -190,7 +190,9 @@ def _build(options: argparse.Namespace) -> int:
             fresh = ahead.write(options.output, built)
             path = os.path.join(options.output, built.name)
             state = "written" if fresh else "unchanged"
-            print(f"{path}  {arch} {built.nop}, {len(built.provider.probes)} probes, {state}")
+            count = len(built.provider.probes)
+            probes = f"{count} probe{'s' * (count != 1)}"
+            print(f"{path}  {arch} {built.nop}, {probes}, {state}")
         for name in dict.fromkeys(provider.name for provider in providers):
             current = [
                 built.name

@@ -90,7 +90,8 @@ def read_path(path: str | os.PathLike[str], *, functions: bool = False) -> Elf:
                 raise ReadError(f"{name}: not a regular file: name an ELF file")
             return read_elf(file, path=name, functions=functions)
     except FileNotFoundError:
-        raise ReadError(f"{name}: no such file: see what is there: ls -l {name}") from None
+        where = os.path.dirname(name) or "."
+        raise ReadError(f"{name}: no such file: see what is there: ls {where}") from None
     except PermissionError:
         raise DeniedError(f"{name}: permission denied: run again with sudo") from None
     except ReadError:
@@ -296,9 +297,8 @@ def read_pid(pid: int, cache: dict[tuple[str, str], Elf | None] | None = None) -
             lines = os.fsdecode(maps.read()).split("\n")[:-1]
         memory = os.open(f"{proc}/mem", os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:
-        raise DeniedError(
-            f"may not look into process {pid}: run again as its user, or with sudo"
-        ) from None
+        next_ = "even root may not" if os.geteuid() == 0 else "run again as its user, or with sudo"
+        raise DeniedError(f"may not look into process {pid}: {next_}") from None
     except (FileNotFoundError, ProcessLookupError):
         raise ReadError(
             f"process {pid} is gone, or a kernel thread: see what runs with: ps -e"

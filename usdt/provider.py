@@ -125,7 +125,8 @@ class Provider:
 
     def __repr__(self) -> str:
         state = "loaded" if self._stubs else "not loaded"
-        return f"<usdt.Provider {self.name}, {len(self._probes)} probes, {state}>"
+        count = len(self._probes)
+        return f"<usdt.Provider {self.name}, {count} probe{'s' * (count != 1)}, {state}>"
 
     # --- declaring
 
