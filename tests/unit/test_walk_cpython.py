@@ -31,8 +31,10 @@ from ustack.walk.errors import WalkError
 LIMITS = Limits(frames=300, named=8, threads=8, chunk=64, pieces=(2, 3, 6))
 GIL = not sysconfig.get_config_var("Py_GIL_DISABLED")
 KNOWN = pytest.mark.skipif(
-    not GIL or sys.version_info >= (3, 14), reason="needs CPython 3.10 to 3.13"
+    not GIL or sys.version_info >= (3, 16), reason="needs CPython 3.10 to 3.15, with a GIL"
 )
+DATA = Path(__file__).parents[1] / "data"
+RELEASES = {"3.13.0": (3, 13), "3.14.8": (3, 14), "3.15.0": (3, 15)}
 
 
 def own_layout() -> Layout:
@@ -106,25 +108,64 @@ def test_damaged_line_tables_end(lines: Callable[[bytes, int, int], int | None])
         assert isinstance(lines(table, 1, 40), int | None)
 
 
-def offsets_3_13(**changed: int) -> bytes:
-    words = [0] * (DEBUG_OFFSETS // 8)
-    words[0] = int.from_bytes(b"xdebugpy", "little")
-    words[1] = 0x030D00F0
+def recorded(release: str, **changed: int) -> bytes:
+    """The table of a release, read from its _PyRuntime, with what follows it as zeros."""
+    lines = (DATA / f"cpython-{release}-debug-offsets.txt").read_text(encoding="ascii").splitlines()
+    words = [int(word, 16) for line in lines if line[0] != "#" for word in line.split()]
     for place, value in changed.items():
         words[int(place.removeprefix("word"))] = value
-    return struct.pack(f"<{len(words)}Q", *words)
+    return struct.pack(f"<{len(words)}Q", *words).ljust(DEBUG_OFFSETS, b"\0")
+
+
+# Offsets that moved, as the headers of each release have them.
+MEASURED = {
+    "3.13.0": {"interpreters_head": 632, "tstate_thread_id": 152, "code_start": 200},
+    "3.14.8": {"interpreters_head": 808, "tstate_thread_id": 152, "code_start": 208},
+    "3.15.0": {"interpreters_head": 936, "tstate_thread_id": 176, "code_start": 208},
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_recorded_tables_give_layouts(release: str) -> None:
+    """Offsets that differ between the minors are those of the headers."""
+    layout = layout_of(RELEASES[release], recorded(release))
+    got = {name: getattr(layout, name) for name in MEASURED[release]}
+    assert got == MEASURED[release]
+    assert layout.tstate_base == (80 if release == "3.15.0" else layout.tstate_next)
+    assert (layout.frame_mark, layout.str_data) == (70 if release == "3.13.0" else 74, 40)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_table_of_another_shape_is_refused(release: str) -> None:
+    """One word more anywhere, as a later release may have: it is named, and never a guess."""
+    table = recorded(release)
+    (finalizing,) = struct.unpack_from("<Q", table, 32)
+    longer = table[:32] + struct.pack("<Q", finalizing + 8) + table[40:]
+    for at in range(40, finalizing - 24, 8):
+        with pytest.raises(WalkError, match=re.escape(f"{release} is not supported: its table")):
+            layout_of(RELEASES[release], longer[:at] + bytes(8) + longer[at:])
+
+
+def test_words_that_changed_places_are_refused() -> None:
+    """Of the same length, but with the words behind one place moved by one."""
+    for release, version in RELEASES.items():
+        table = recorded(release)
+        for at in range(40, 8 * 40, 8):
+            with pytest.raises(WalkError, match="cannot be right"):
+                layout_of(version, table[:at] + bytes(8) + table[at:])
 
 
 @pytest.mark.parametrize(
     ("version", "table", "says"),
     [
         ((3, 9), b"", "CPython 3.9 is not supported"),
-        ((3, 14), b"", "CPython 3.14 is not supported"),
+        ((3, 16), b"", "CPython 3.16 is not supported"),
         ((3, 13), b"", "without its table of offsets"),
-        ((3, 13), bytes(DEBUG_OFFSETS), "without its table of offsets"),
-        ((3, 13), offsets_3_13(word2=1), r"without a GIL \(3.13t\)"),
-        ((3, 13), offsets_3_13(word1=0x030E00F0), "table of offsets of 3.14"),
-        ((3, 13), offsets_3_13(word29=1 << 40), "cannot be right"),
+        ((3, 15), bytes(DEBUG_OFFSETS), "without its table of offsets"),
+        ((3, 13), recorded("3.13.0", word2=1), r"without a GIL \(3.13t\)"),
+        ((3, 13), recorded("3.14.8"), "CPython 3.13 has the table of offsets of 3.14"),
+        ((3, 13), recorded("3.13.0", word30=1 << 40), "cannot be right"),
+        ((3, 15), recorded("3.15.0", word1=0x030F00B4), r"3.15.0 before its release \(0x30f00b4\)"),
     ],
 )
 def test_what_is_not_known_is_named(version: tuple[int, int], table: bytes, says: str) -> None:

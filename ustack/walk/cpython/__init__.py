@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""CPython 3.10 to 3.13: Target (a process), fragment (text for bpftrace), Decoder (its records).
+"""CPython 3.10 to 3.15: Target (a process), fragment (text for bpftrace), Decoder (its records).
 
 Nothing is stopped, injected or configured in the target. Must not know how a tracer is started.
 """

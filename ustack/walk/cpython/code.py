@@ -65,7 +65,7 @@ def to_text(memory: bytes, layout: Layout) -> Text | None:
 def _kind(memory: bytes) -> tuple[int, bool]:
     """Bytes per character, and whether the data follows the short header.
 
-    Bits of state: interned 2, kind 3, compact 1, ascii 1 (cpython/unicodeobject.h, 3.10 to 3.13).
+    Bits of state: interned 2, kind 3, compact 1, ascii 1 (cpython/unicodeobject.h, 3.10 to 3.15).
     """
     (state,) = struct.unpack_from("<I", memory, _STATE)
     return state >> 2 & 7, bool(state >> 6 & 1)

@@ -59,6 +59,9 @@ _NAME = 0x6CB72D6FA2BEEE31
 _LINES = 0x73E5218792AC3D43
 _INSTR = 0x3410109669599355
 
+# From 3.14 on two bits of a frame's pointers say how they are counted (pycore_stackref.h).
+_POINTER = (1 << 63) - 4
+
 _TEMPLATE = """\
   $o = @py[(uint64)pid];
   $space = (uint64)curtask->group_leader->start_time + (uint64)curtask->self_exec_id;
@@ -85,8 +88,10 @@ _TEMPLATE = """\
           if ($x == $fs) {
             $f = $a;
             $x = $a + T_FRAME;
-            $x = READ($x + (READ($x) - $x) * T_INDIRECT + $o.4);
-            if ($x != 0) { break; }
+            $x = READ($x + (READ($x) - $x) * T_INDIRECT + T_CFRAME);
+            if ($x != 0) {
+              if ($x != READ($a + T_BASE)) { break; }
+            }
           }
           $a = READ($a + T_NEXT);
         }
@@ -97,7 +102,7 @@ _TEMPLATE = """\
     $key = (uint64)END_NO_THREAD;
     if ($f != 0) {
       $x = $f + T_FRAME;
-      $f = READ($x + (READ($x) - $x) * T_INDIRECT + $o.4);
+      $f = READ($x + (READ($x) - $x) * T_INDIRECT + T_CFRAME);
       $key = (uint64)0;
       $w = (uint64)1;
       $c = (uint64)1;
@@ -110,7 +115,7 @@ _TEMPLATE = """\
       while ($i < DEEPEST && $a != 0) {
         if ($i == FIRST_CUT) { $a1 = $a; $k1 = $key; }
         if ($i == SECOND_CUT) { $a2 = $a; $k2 = $key; }
-        $c = READ($a + F_CODE);
+        $c = READ($a + F_CODE) & POINTER;
         $x = IDENTITY ^ (READ($a + F_INSTR) * INSTR);
         $key = $key + ($x ^ ($x >> 32)) * $w;
         $w = $w * STEP;
@@ -137,7 +142,7 @@ _TEMPLATE = """\
             $a = (uint64)0;
           } else {
             @seen[$space, $h] = (uint64)1;
-            $c = READ($a + F_CODE);
+            $c = READ($a + F_CODE) & POINTER;
             $k1 = READ($a + F_INSTR);
             $k2 = IDENTITY;
             $x = $k2 ^ ($k1 * INSTR);
@@ -153,7 +158,7 @@ _TEMPLATE = """\
         $a = $f;
         $i = (uint64)0;
         while ($i < NAMED && $a != 0) {
-          $c = READ($a + F_CODE);
+          $c = READ($a + F_CODE) & POINTER;
           $k2 = IDENTITY;
           if (@named[$space, $k2] == 0) {
             @named[$space, $k2] = (uint64)1;
@@ -173,12 +178,13 @@ PIECES
 # Four offsets of 16 bits per number: bpftrace 0.17 has 512 bytes for all variables.
 _PACKED = {
     3: ("tstate_next", "tstate_thread_id", "tstate_frame", "indirect"),
+    4: ("cframe_frame", "tstate_base"),
     5: ("frame_back", "frame_code", "frame_instr", "frame_mark"),
     6: ("code_name", "code_lines", "code_file", "code_first"),
 }
 _WORD_OF = {
     "tstate_next": "T_NEXT", "tstate_thread_id": "T_ID", "tstate_frame": "T_FRAME",
-    "indirect": "T_INDIRECT",
+    "indirect": "T_INDIRECT", "cframe_frame": "T_CFRAME", "tstate_base": "T_BASE",
     "frame_back": "F_BACK", "frame_code": "F_CODE", "frame_instr": "F_INSTR",
     "frame_mark": "F_MARK",
     "code_name": "C_NAME", "code_lines": "C_LINES", "code_file": "C_FILE", "code_first": "C_FIRST",
@@ -202,7 +208,7 @@ def _words(limits: Limits) -> dict[str, str]:
         "IDENTITY":
             f"($c * {_CODE} + READ($c + C_NAME) * {_NAME} + READ($c + C_LINES) * {_LINES})",
         "PIECES": "\n".join(_pieces(limits)),
-        "READ": "*(uint64*)uptr",
+        "POINTER": str(_POINTER), "READ": "*(uint64*)uptr",
     }  # fmt: skip
     for number, names in _PACKED.items():
         for place, name in enumerate(names):
@@ -257,7 +263,7 @@ def row(runtime: int, layout: Layout) -> tuple[int, ...]:
         layout.interp_next,
         layout.interp_threads,
         packed[3],
-        layout.cframe_frame,
+        packed[4],
         packed[5],
         packed[6],
     )
