@@ -58,6 +58,7 @@ examples:
   sudo ustack record -p 4242 -d 10 -o app.html            a flame graph, to open in a browser
   sudo ustack record -a -d 60 -o machine.speedscope.json
   sudo ustack record -p 4242 --event tracepoint:syscalls:sys_enter_write -d 5 -o writes.folded
+  sudo ustack record -p 4242 --event gil -d 10 -o gil.html    who waits for the GIL, and for whom
 
 The ending of the file says the format: docs/profile-format.md. Frames of CPython 3.10 to 3.13 are
 walked in the kernel by stock bpftrace; nothing is stopped or injected. Ctrl-C ends.
@@ -143,7 +144,10 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("-p", "--pid", type=_pid, metavar="PID", help="one process, all its threads")
     who.add_argument("-a", "--all", action="store_true", help="every process there is")
     rec.add_argument(
-        "--event", default="profile:hz:99", metavar="PROBE", help="any bpftrace probe (%(default)s)"
+        "--event",
+        default="profile:hz:99",
+        metavar="PROBE",
+        help="any bpftrace probe, or gil (%(default)s)",
     )
     rec.add_argument(
         "-d", "--duration", type=_seconds, metavar="S", help="end after so many seconds"
@@ -253,6 +257,8 @@ def _record(options: argparse.Namespace) -> int:
         print(file=sys.stderr)
     width = shutil.get_terminal_size().columns
     for line in lines(recording.profile, summarize(recording.profile), width=width):
+        print(line)
+    for line in recording.facts:
         print(line)
     for problem in recording.problems:
         print(f"ustack: {_printable(problem)}", file=sys.stderr)

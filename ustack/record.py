@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ustack import gil
 from ustack.bpftrace import Bpftrace, Lost, Running, TracerError, complaints, locate, read_line
 from ustack.frame import AbsAddr, Frame
 from ustack.jit import LiveNotes
@@ -22,14 +23,17 @@ from ustack.perfring import PerfRing
 from ustack.render.profile import Profile, Sample
 from ustack.spaces import Spaces
 from ustack.splice import splice
-from ustack.walk.cpython import Decoder, Target, fragment, rows
+from ustack.walk.cpython import Decoder, Target, fragment, futex_words, gil_probes, rows
 from ustack.walk.cpython.target import read_memory
 from ustack.walk.errors import WalkError
 
-__all__ = ["Progress", "Recording", "Request", "record"]
+__all__ = ["GIL", "Progress", "Recording", "Request", "record"]
 
 #: Frames of a native stack; PERF_MAX_STACK_DEPTH of linux/perf_event.h.
 _DEPTH = 127
+
+#: The event that is not a probe: threads that wait for CPython's GIL.
+GIL = "gil"
 
 #: Seconds after which the records around a sample are in: CPUs do not print in order.
 _SETTLED = 0.5
@@ -40,7 +44,8 @@ _TURN, _END = 0.1, 20.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to record. pid: one process, None for all; duration: seconds, None until `stop`."""
+    """What to record. event: a bpftrace probe, or GIL; pid: one process, None for all; duration:
+    seconds, None until `stop`."""
 
     event: str = "profile:hz:99"
     pid: int | None = None
@@ -49,10 +54,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """problems: sentences on what is missing, in the order met."""
+    """problems: sentences on what is missing, in the order met; facts: lines that a profile has no
+    room for."""
 
     profile: Profile
     problems: tuple[str, ...]
+    facts: tuple[str, ...] = ()
 
 
 #: Called with the samples so far and the seconds since the start; True ends the recording.
@@ -115,7 +122,8 @@ class _Recorder:
         self._kernel = load_kernel()
         self._rest = b""
         self._errors = b""
-        self._raw: list[_Raw] = []
+        self._raw: list[_Raw | gil.Wait] = []
+        self._waits: list[gil.Wait] = []
         self._samples: list[Sample] = []
         self._lost = 0
         self._attached = False
@@ -123,6 +131,8 @@ class _Recorder:
 
     def script(self, tracer: Bpftrace) -> str:
         """BEGIN's record says that the event is attached: bpftrace prints nothing before."""
+        if self._request.event == GIL:
+            return self._gil_script(tracer)
         python = fragment(tracer.limits) if self._targets else ""
         table = {pid: target.row() for pid, target in self._targets.items()}
         condition = "" if self._request.pid is None else f" /pid == {self._request.pid}/"
@@ -133,6 +143,22 @@ class _Recorder:
             f"{self._request.event}{condition} {{\n{python}"
             f'  printf("S %llx %d %d %lx %lx %s|%s\\n", nsecs, pid, tid, {where}, {stacks});\n}}\n'
         )
+
+    def _gil_script(self, tracer: Bpftrace) -> str:
+        words = {}
+        for pid, target in self._targets.items():
+            try:
+                words[pid] = futex_words(target, read_memory)
+            except WalkError as error:
+                self._problems.append(f"process {pid}: {error}")
+            except OSError as error:
+                self._problems.append(f"process {pid}: its GIL cannot be read: {error}")
+        if not words:
+            why = self._problems[0] if self._problems else "there is no CPython 3.10 to 3.13 in it"
+            raise TracerError(f"{GIL}: {why}: see what runs with: ps -e")
+        begin, probes = gil_probes(tracer.limits, words, self._request.pid)
+        table = {pid: self._targets[pid].row() for pid in words}
+        return f'BEGIN {{\n{rows(table)}{begin}  printf("B\\n");\n}}\n{probes}'
 
     def follow(self, running: Running, ring: PerfRing, progress: Progress) -> float:
         """Read until the end; returns the seconds that were recorded."""
@@ -184,6 +210,7 @@ class _Recorder:
         what = f"process {request.pid}" if request.pid is not None else "all processes"
         profile = Profile(
             tuple(self._samples),
+            unit="ns" if request.event == GIL else "samples",
             title=f"{what}, {request.event}, bpftrace {version}",
             event=request.event,
             started=started,
@@ -192,7 +219,7 @@ class _Recorder:
             lost=self._lost,
         )
         self._notes.close()
-        return Recording(profile, tuple(problems))
+        return Recording(profile, tuple(problems), tuple(gil.lines(self._waits)))
 
     def _refused(self) -> str:
         said = complaints(self._errors)
@@ -210,6 +237,8 @@ class _Recorder:
                     self._lost += record.records
                 elif record.startswith(b"S "):
                     self._raw.append(_parse(record))
+                elif record.startswith(b"G "):
+                    self._raw.append(gil.parse(record))
                 elif record == b"B":
                     self._attached = True
                 else:
@@ -220,13 +249,30 @@ class _Recorder:
     def _name(self, settled: float) -> None:
         """Name the samples whose records are in."""
         until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(settled * 1e9)
-        late = []
+        late: list[_Raw | gil.Wait] = []
         for raw in self._raw:
             if raw.time > until:
                 late.append(raw)
+            elif isinstance(raw, gil.Wait):
+                self._samples.append(self._wait(raw))
+                self._waits.append(raw)
             else:
                 self._samples.append(self._sample(raw))
         self._raw = late
+
+    def _wait(self, wait: gil.Wait) -> Sample:
+        """The waiter's Python stack, and on it who had the GIL."""
+        stack = self._decoder.stack(wait.pid, wait.space, wait.key)
+        holder = self._decoder.stack(wait.pid, wait.space, wait.holder_key)
+        by = gil.holder_frame(wait.holder, [one.frame for one in holder])
+        return Sample(
+            (*(one.frame for one in reversed(stack)), by),
+            wait.time - wait.began,
+            pid=wait.pid,
+            tid=wait.tid,
+            comm=self.spaces.comm(wait.pid, wait.time),
+            time=wait.began,
+        )
 
     def _sample(self, raw: _Raw) -> Sample:
         native = [self._user(raw, address) for address in raw.user]

@@ -6,8 +6,9 @@ Nothing is stopped, injected or configured in the target. Must not know how a tr
 
 from __future__ import annotations
 
+from ustack.walk.cpython.gil import futex_words, gil_probes
 from ustack.walk.cpython.script import Limits, fragment, rows
 from ustack.walk.cpython.stacks import Decoder
 from ustack.walk.cpython.target import Target
 
-__all__ = ["Decoder", "Limits", "Target", "fragment", "rows"]
+__all__ = ["Decoder", "Limits", "Target", "fragment", "futex_words", "gil_probes", "rows"]

@@ -68,9 +68,9 @@ _TEMPLATE = """\
   $space = $space * 4194304 + (uint64)pid;
   $key = (uint64)END_NOT_PYTHON;
   if ($o.0 != 0) {
-    $fs = (uint64)curtask->thread.fsbase;
+    $fs = THREAD;
     $h = READ($o.0);
-    $f = @thread[(uint64)tid];
+    $f = @thread[CACHED];
     $x = (uint64)0;
     if ($f != 0) { $x = READ($f + T_ID); }
     $a = READ($h + $o.1);
@@ -97,7 +97,7 @@ _TEMPLATE = """\
         }
         $i++;
       }
-      @thread[(uint64)tid] = $f;
+      @thread[CACHED] = $f;
     }
     $key = (uint64)END_NO_THREAD;
     if ($f != 0) {
@@ -233,13 +233,16 @@ def _pieces(limits: Limits) -> list[str]:
 _WORD = re.compile(r"\b[A-Z][A-Z_0-9]+\b")
 
 
-def fragment(limits: Limits) -> str:
+def fragment(limits: Limits, *, of: str = "") -> str:
     """Statements for the inside of a probe: sets $space and $key, prints records of what is new.
 
     $space names the process between two execs, $key its stack: print both with each sample.
-    Needs `rows` in BEGIN.
+    Needs `rows` in BEGIN. of: a variable with the address of a thread state of the process, for
+    the stack of another thread than the current one: it may run, so its stack may be torn.
     """
     text, words = _TEMPLATE, _words(limits)
+    words["THREAD"] = f"READ({of} + T_ID)" if of else "(uint64)curtask->thread.fsbase"
+    words["CACHED"] = of or "(uint64)tid"
     while True:
         before = text
         text = _WORD.sub(lambda match: words.get(match[0], match[0]), text)
