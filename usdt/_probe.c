@@ -392,6 +392,15 @@ listening(Probe *self)
     return *self->gate != 0 && (*self->semaphore != 0 || self->listener != NULL);
 }
 
+static void
+set_gate(Probe *self)
+{
+    if (self->strict || self->forgotten || self->listener != NULL)
+        self->gate = &ALWAYS;
+    else
+        self->gate = self->semaphore;
+}
+
 /* The provider warns once of a probe that is fired and was never loaded.  A log handler that
    fails does not fail the call. */
 static int
@@ -399,6 +408,8 @@ tell_forgotten(Probe *self)
 {
     if (!self->forgotten || self->listener != NULL)
         return 0;
+    self->forgotten = 0;  /* before any Python code runs, or other threads warn as well */
+    set_gate(self);
     PyObject *told = PyObject_CallMethod(self->provider, "_fired_unloaded", NULL);
     if (told == NULL) {
         if (!PyErr_ExceptionMatches(PyExc_Exception))
@@ -563,15 +574,6 @@ probe_lazy(Probe *self, PyObject *values)
     }
     Py_DECREF(made);
     return result;
-}
-
-static void
-set_gate(Probe *self)
-{
-    if (self->strict || self->forgotten || self->listener != NULL)
-        self->gate = &ALWAYS;
-    else
-        self->gate = self->semaphore;
 }
 
 PyDoc_STRVAR(attach_doc,

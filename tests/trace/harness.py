@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from stubgen.read import read_pid
 from usdt import _probe
 
@@ -164,6 +166,13 @@ class Bpftrace(_Child):
             self.process.terminate()
         self.wait()
         return self.text
+
+
+def need_mount_namespaces() -> None:
+    """Skip where none can be made: in a plain chroot `/` is no mount point (unshare(1))."""
+    done = subprocess.run(["unshare", "-m", "true"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"unshare -m: {done.stderr.strip()}")
 
 
 StartService = Callable[..., Service]

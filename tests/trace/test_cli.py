@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PATIENCE, StartService, _Child, environment, wait_until
+from harness import (
+    PATIENCE,
+    StartService,
+    _Child,
+    environment,
+    need_mount_namespaces,
+    wait_until,
+)
 
 StartCommand = Callable[..., _Child]
 
@@ -427,6 +434,7 @@ def test_without_proc_nothing_is_concluded(command: str) -> None:
     """Where no process can be seen, no stub is taken for unused: exit code 3."""
     if os.geteuid() != 0:
         pytest.skip("not root, so /proc cannot be hidden")
+    need_mount_namespaces()
     hide = 'mount -t tmpfs none /proc && exec "$@"'
     argv = ["unshare", "-m", "sh", "-c", hide, "sh", sys.executable, "-m", "usdt.cli", command]
     done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)

@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Service, StartBpftrace, StartService, wait_until
+from harness import (
+    Service,
+    StartBpftrace,
+    StartService,
+    need_mount_namespaces,
+    wait_until,
+)
 
 import stubgen
 from stubgen.image import file_name
@@ -165,6 +171,7 @@ def test_containers_over_one_layer(
     service: StartService, bpftrace: StartBpftrace, stubs: Path
 ) -> None:
     """A stub built into an image layer: one attach counts its containers, and no private copy."""
+    need_mount_namespaces()
     shop = stubgen.Provider("shop", (stubgen.Probe("order", (stubgen.Arg("id", "u64"),)),))
     built = stubgen.build(shop)
     name = file_name(shop, built)

@@ -70,12 +70,16 @@ def test_attach_and_detach_in_a_loop(
         f"usdt:{nop5}:nop5:order {{ @nop5[tid] = count(); }}\n"
         f"uprobe:{program}:leaf_site {{ @leaf[tid] = count(); }}"
     )
+    seen: dict[str, set[str]] = {name: set() for name in ("nop1", "nop5", "leaf")}
     for _ in range(ROUNDS):
         tracer = bpftrace(script, attached=lambda: svc.listening() == 2)
         time.sleep(0.05)
         text = tracer.stop()
-        for name in ("nop1", "nop5", "leaf"):
-            assert len(re.findall(rf"^@{name}\[\d+\]: [1-9]", text, re.M)) == 2, "both threads"
+        for name, threads in seen.items():
+            hit = re.findall(rf"^@{name}\[(\d+)\]: [1-9]", text, re.M)
+            assert hit, name
+            threads.update(hit)
+    assert {name: len(threads) for name, threads in seen.items()} == dict.fromkeys(seen, 2)
     svc.go()
     svc.done()
     found = re.search(r"^calls (\d+) wrong (\d+) leaf (\d+)$", svc.text, re.M)
