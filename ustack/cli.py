@@ -60,7 +60,7 @@ examples:
   sudo ustack record -p 4242 --event tracepoint:syscalls:sys_enter_write -d 5 -o writes.folded
   sudo ustack record -p 4242 --event gil -d 10 -o gil.html    who waits for the GIL, and for whom
 
-The ending of the file says the format: docs/profile-format.md. Frames of CPython 3.10 to 3.13 are
+The ending of the file says the format: docs/profile-format.md. Frames of CPython 3.10 to 3.15 are
 walked in the kernel by stock bpftrace; nothing is stopped or injected. Ctrl-C ends.
 """
 _RESOLVE = """\

@@ -175,7 +175,7 @@ def test_the_end_of_the_process_is_the_end(
     tracer: None, start: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     """Recorded without -d, a program that ends: everything it did has names."""
-    process = start(TREE.replace("time.sleep(60)", "time.sleep(2)"))
+    process = start(TREE.replace("time.sleep(60)", "time.sleep(6)"))
     document, _ = record("-p", str(process.pid), output=tmp_path / "o.json")
     named = [bool(python_part(stack)) for stack in stacks(document)]
     assert len(named) > 20
