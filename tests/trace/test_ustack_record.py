@@ -154,6 +154,13 @@ def test_a_native_leaf_stands_on_its_python_function(
     ]
     assert above
     assert all(frame["module"] for frame in above)  # named only where the build was not stripped
+    callers = {
+        below["name"]
+        for stack in stacks(document)
+        for below, frame in pairwise(stack)
+        if frame["name"] == "math_sqrt"
+    }
+    assert callers <= {"leaf"}
 
 
 def test_any_event_and_the_kernels_frames(
